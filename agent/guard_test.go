@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os/exec"
+	"testing"
+	"time"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+const testTTL = time.Second
+
+// leaseOnDisk writes a lease down that was renewed at that time.
+func leaseOnDisk(t *testing.T, dir string, sent time.Time) {
+	t.Helper()
+	l := newNodeLease()
+	l.keep.Store(true)
+	l.renew(sent, testTTL)
+	if err := l.save(dir, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shelf is a runtime in which only Stop does something.
+type shelf struct {
+	Runtime
+	instances []Instance
+	stopped   chan time.Time
+}
+
+func (s *shelf) Type() pb.WorkloadType { return pb.WorkloadType_PROCESS }
+
+func (s *shelf) List(context.Context) ([]Instance, error) { return s.instances, nil }
+
+func (s *shelf) Stop(_ context.Context, in Instance, grace time.Duration) error {
+	if !in.Exclusive || in.Phase != Running || grace != fenceGrace {
+		panic("stops what is not its business: " + in.ID)
+	}
+	s.instances = nil
+	s.stopped <- time.Now()
+	return nil
+}
+
+func stand(t *testing.T, dir string, r Runtime) (owner io.Closer, ended <-chan error) {
+	t.Helper()
+	read, write := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- Guard(t.Context(), GuardConfig{DataDir: dir, Runtimes: []Runtime{r}, Owner: read, Logger: slog.New(slog.DiscardHandler)})
+	}()
+	return write, done
+}
+
+func newShelf() *shelf {
+	return &shelf{stopped: make(chan time.Time, 1), instances: []Instance{
+		{Labels: Labels{Exclusive: true}, ID: "guarded", Type: pb.WorkloadType_PROCESS, Phase: Running},
+		{Labels: Labels{Exclusive: true}, ID: "ended", Type: pb.WorkloadType_PROCESS, Phase: Exited},
+		{ID: "other", Type: pb.WorkloadType_PROCESS, Phase: Running},
+	}}
+}
+
+// The agent lives, and does not act: the guard does, once the lease is over.
+func TestGuardStopsWhatTheAgentCannot(t *testing.T) {
+	dir, r := t.TempDir(), newShelf()
+	began := time.Now()
+	leaseOnDisk(t, dir, began)
+	owner, ended := stand(t, dir, r)
+	if took := (<-r.stopped).Sub(began); took < testTTL-testTTL/4 || took > testTTL {
+		t.Errorf("stopped %s after the heartbeat of a lease of %s", took, testTTL)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("ended while its agent lives: %v", err)
+	default:
+	}
+	owner.Close()
+	if err := <-ended; err != nil || len(r.stopped) != 0 {
+		t.Errorf("%v, stopped %d more", err, len(r.stopped))
+	}
+}
+
+// Another agent has taken over: its guard goes on, this one ends and stops nothing.
+func TestGuardEndsWhenAnotherAgentRenews(t *testing.T) {
+	dir, r := t.TempDir(), newShelf()
+	leaseOnDisk(t, dir, time.Now())
+	owner, ended := stand(t, dir, r)
+	owner.Close()
+	for {
+		leaseOnDisk(t, dir, time.Now())
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		case <-time.After(testTTL / 4):
+		}
+	}
+}
+
+// A guard that was killed is replaced, and one that stands is kept.
+func TestGuardIsReplaced(t *testing.T) {
+	started := 0
+	g := &guard{command: func() *exec.Cmd {
+		started++
+		return exec.Command("cat")
+	}}
+	for range 2 {
+		if err := g.stand(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.release()
+	<-g.exited
+	if err := g.stand(); err != nil || started != 2 {
+		t.Fatalf("%v, started %d", err, started)
+	}
+	g.owner.Close()
+	<-g.exited
+	if err := g.stand(); err != nil || started != 3 {
+		t.Errorf("%v, started %d", err, started)
+	}
+	g.release()
+}

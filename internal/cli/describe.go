@@ -1,0 +1,184 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// page is a description of one thing: lines of name and value, then tables.
+type page struct {
+	b     strings.Builder
+	color bool
+	wide  bool
+}
+
+// field adds a line unless there is nothing to say.
+func (p *page) field(name, value string) {
+	if value != "" {
+		fmt.Fprintf(&p.b, "%-12s%s\n", name+":", oneLine(value))
+	}
+}
+
+func (p *page) section(title string, t table) {
+	if len(t.rows) == 0 {
+		return
+	}
+	fmt.Fprintf(&p.b, "\n%s:\n", title)
+	var inner strings.Builder
+	_ = t.write(&inner, p.wide, p.color) // a strings.Builder takes everything
+	for _, line := range strings.SplitAfter(strings.TrimSuffix(inner.String(), "\n"), "\n") {
+		p.b.WriteString("  " + line)
+	}
+	p.b.WriteByte('\n')
+}
+
+func (p *page) write(w io.Writer) error {
+	_, err := io.WriteString(w, p.b.String())
+	return err
+}
+
+func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
+	s, st := w.GetSpec(), w.GetStatus()
+	p.field("ID", s.GetId())
+	p.field("Type", strings.TrimSuffix(typeName(typeOf(s))+", "+strings.ToLower(s.GetKind().String()), ", service"))
+	state := stateName(st.GetState())
+	if want := s.GetDesiredState(); want != pb.DesiredState_DESIRED_RUNNING {
+		state += " (wanted: " + strings.ToLower(strings.TrimPrefix(want.String(), "DESIRED_")) + ")"
+	}
+	p.field("State", state)
+	p.field("Reason", reason(st.GetReason()))
+	if at := st.GetReason().GetNextRetryAt(); at != nil {
+		p.field("Next try", clock(at, now))
+	}
+	p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	p.field("Runs", whatRuns(s))
+	p.field("Resources", resourcesText(s.GetResources()))
+	p.field("Placement", placementText(s.GetPlacement()))
+	p.field("Labels", labelText(s.GetLabels()))
+	p.field("Revision", w.Revision)
+	p.field("Created", clock(w.CreateTime, now)+" ("+age(w.CreateTime, now)+" ago)")
+	if w.UpdateTime != nil {
+		p.field("Updated", clock(w.UpdateTime, now)+" ("+age(w.UpdateTime, now)+" ago)")
+	}
+	p.section("Replicas", replicaTable(w.Replicas, now))
+	p.section("Events", eventTable(events, now))
+}
+
+// whatRuns is the image or the command line.
+func whatRuns(s *pb.WorkloadSpec) string {
+	switch x := s.GetSpec().(type) {
+	case *pb.WorkloadSpec_Container:
+		return strings.Join(append(append([]string{x.Container.Image}, x.Container.Command...), x.Container.Args...), " ")
+	case *pb.WorkloadSpec_Process:
+		return strings.Join(append([]string{x.Process.Command}, x.Process.Args...), " ")
+	case *pb.WorkloadSpec_Compose:
+		if x.Compose.GitRepo != "" {
+			return strings.TrimSuffix(x.Compose.GitRepo+" "+x.Compose.GitRef, " ")
+		}
+		return "compose file in the spec"
+	case *pb.WorkloadSpec_Vm:
+		return x.Vm.OsImage
+	}
+	return ""
+}
+
+func resourcesText(r *pb.Resources) string {
+	var parts []string
+	for _, x := range []struct{ name, value string }{{"cpu", r.GetCpu()}, {"memory", r.GetMemory()}, {"disk", r.GetDisk()}} {
+		if x.value != "" {
+			parts = append(parts, x.name+" "+x.value)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func placementText(pl *pb.Placement) string {
+	if pl == nil {
+		return ""
+	}
+	parts := []string{strings.ToLower(strings.ReplaceAll(pl.Policy.String(), "_", " "))}
+	if len(pl.Nodes) > 0 {
+		parts = append(parts, "nodes "+strings.Join(pl.Nodes, ","))
+	}
+	if len(pl.NodeLabels) > 0 {
+		parts = append(parts, labelText(pl.NodeLabels))
+	}
+	for _, c := range pl.Constraints {
+		operator := strings.ToLower(strings.ReplaceAll(c.Operator.String(), "_", " "))
+		parts = append(parts, strings.TrimSpace(c.Label+" "+operator+" "+strings.Join(c.Values, ",")))
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
+	p.field("ID", n.Id)
+	p.field("State", nodeState(n))
+	p.field("Reason", reason(n.Reason))
+	p.field("Address", n.Address)
+	p.field("Reserved", fmt.Sprintf("cpu %s, memory %s, disk %s", cpuShare(n.Reserved, n.Capacity), memoryShare(n.Reserved, n.Capacity), diskShare(n.Reserved, n.Capacity)))
+	if u := n.Usage; u != nil {
+		p.field("Used", fmt.Sprintf("cpu %.0f%%, memory %s, disk %s (%s ago)", u.CpuPercent, bytesText(u.MemoryBytes), bytesText(u.DiskBytes), age(u.CollectedAt, now)))
+	}
+	p.field("Workloads", fmt.Sprint(n.Assignments))
+	p.field("Heartbeat", ago(age(n.LastHeartbeat, now)))
+	p.field("Labels", labelText(nodeLabels(n)))
+	p.field("Platform", strings.TrimSpace(strings.Trim(n.Os+"/"+n.Arch, "/")+" "+n.Kernel))
+	p.field("Version", n.Version)
+	p.field("Joined", ago(age(n.CreateTime, now)))
+	runtimes := table{head: []string{"RUNTIME", "FOR", "VERSION", "STATE", "MESSAGE"}}
+	for _, r := range n.Runtimes {
+		state := "Ready"
+		if !r.Healthy {
+			state = "NotReady"
+		}
+		runtimes.add(r.Name, typeName(r.Type), r.Version, state, r.Message)
+	}
+	p.section("Runtimes", runtimes)
+	p.section("Events", eventTable(events, now))
+}
+
+func ago(age string) string {
+	if age == "-" {
+		return ""
+	}
+	return age + " ago"
+}
+
+func (p *page) cluster(s *pb.ClusterSummary, now time.Time) {
+	p.field("Cluster", strings.TrimSpace(s.GetCluster().GetName()+" "+s.GetCluster().GetId()))
+	p.field("Created", ago(age(s.GetCluster().GetCreateTime(), now)))
+	p.field("Leader", fmt.Sprintf("%s (epoch %d)", s.Leader, s.Epoch))
+	p.field("Servers", fmt.Sprintf("%d voting; %s", s.Voters, tolerance(s.FailureTolerance)))
+	p.field("Nodes", fmt.Sprintf("%d of %d ready", s.NodesReady, s.Nodes))
+	p.field("Reserved", fmt.Sprintf("cpu %s, memory %s, disk %s", cpuShare(s.Reserved, s.Capacity), memoryShare(s.Reserved, s.Capacity), diskShare(s.Reserved, s.Capacity)))
+	p.field("Workloads", workloadCounts(s.WorkloadsByState))
+	p.field("Revision", fmt.Sprint(s.Revision))
+	p.field("Version", s.Version)
+}
+
+// workloadCounts is how many workloads there are in each state, in the order
+// of the states.
+func workloadCounts(counts map[string]int32) string {
+	byName := map[string]int32{}
+	for name, n := range counts {
+		if value, ok := pb.State_value[name]; ok {
+			name = stateName(pb.State(value))
+		}
+		byName[name] += n
+	}
+	var parts []string
+	for value := range int32(len(pb.State_name)) {
+		name := camel(pb.State(value).String())
+		if n := byName[name]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, name))
+		}
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+func (a *app) nodeGroup() *cobra.Command {
+	list, get := a.getNodes("ls"), a.getNodes("get")
+	list.Aliases = []string{"list"}
+	describe := &cobra.Command{
+		Use: "describe ID", Short: "Tell everything about a node", Args: takes("ID"), ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withClient(cmd, func(ctx context.Context, c *client) error { return a.describeNode(ctx, c, args[0]) })
+		},
+	}
+	g := group("node", "The machines that run work",
+		list, get, describe,
+		a.nodeChange("cordon", "Give nodes no new work; what runs stays", "is cordoned", pb.NodesClient.CordonNode),
+		a.nodeChange("uncordon", "Undo cordon and drain", "takes work again", pb.NodesClient.UncordonNode),
+		a.drainCommand(), a.labelCommand(), a.removeNodeCommand())
+	g.Aliases = []string{"nodes"}
+	return g
+}
+
+func (a *app) nodeChange(use, short, done string, method func(pb.NodesClient, context.Context, *pb.NodeRequest, ...grpc.CallOption) (*pb.Node, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " ID...", Short: short, Args: takes("ID..."), ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return a.withClient(cmd, func(ctx context.Context, c *client) error {
+				return forEach(ids, func(id string) error {
+					n, err := method(c.nodes, ctx, &pb.NodeRequest{Id: id})
+					if err != nil {
+						return about("node", id, err)
+					}
+					return a.nodeDone(n, done)
+				})
+			})
+		},
+	}
+}
+
+func (a *app) nodeDone(n *pb.Node, what string) error {
+	switch a.out.format {
+	case "json", "yaml":
+		return a.out.message(n)
+	case "name":
+		_, err := fmt.Fprintln(a.Stdout, n.Id)
+		return err
+	}
+	_, err := fmt.Fprintf(a.Stdout, "node/%s %s\n", n.Id, what)
+	return err
+}
+
+func (a *app) drainCommand() *cobra.Command {
+	var wait bool
+	c := &cobra.Command{
+		Use: "drain ID...", Short: "Move the work of nodes elsewhere and give them no more", Args: takes("ID..."), ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return a.withClient(cmd, func(ctx context.Context, c *client) error {
+				return forEach(ids, func(id string) error {
+					n, err := c.nodes.DrainNode(ctx, &pb.DrainNodeRequest{Id: id})
+					if err != nil {
+						return about("node", id, err)
+					}
+					if err := a.nodeDone(n, "is drained; `persys node uncordon "+id+"` undoes it"); err != nil || !wait {
+						return err
+					}
+					return a.awaitEmpty(ctx, c, id)
+				})
+			})
+		},
+	}
+	c.Flags().BoolVar(&wait, "wait", false, "wait until no work is left on them")
+	return c
+}
+
+const drainPoll = 500 * time.Millisecond
+
+// awaitEmpty waits until a node has no work. There is no watch of nodes; a look
+// twice a second costs little beside moving work.
+func (a *app) awaitEmpty(ctx context.Context, c *client, id string) error {
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	left := int32(-1)
+	for {
+		n, err := c.nodes.GetNode(ctx, &pb.NodeRequest{Id: id})
+		if err != nil {
+			return about("node", id, err)
+		}
+		if n.Assignments == 0 {
+			return nil
+		}
+		if n.Assignments != left {
+			left = n.Assignments
+			a.note("%s: %d still to move", id, left)
+		}
+		select {
+		case <-ctx.Done():
+			return coded(exitCode(ctx.Err()), "node %q still has %d: %w", id, left, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+func (a *app) labelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "label ID KEY=VALUE... KEY-...", Short: "Set labels of a node, or remove them (KEY-)", Args: takes("ID LABEL..."),
+		Example: "  persys node label n1 zone=eu disk=ssd old-", ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request := &pb.LabelNodeRequest{Id: args[0], Set: map[string]string{}}
+			for _, text := range args[1:] {
+				key, value, set := strings.Cut(text, "=")
+				if set && key != "" {
+					request.Set[key] = value
+				} else if key, ok := strings.CutSuffix(text, "-"); ok && key != "" {
+					request.Remove = append(request.Remove, key)
+				} else {
+					return usageErrorf("label %q: must be KEY=VALUE to set it, or KEY- to remove it", text)
+				}
+			}
+			return a.withClient(cmd, func(ctx context.Context, c *client) error {
+				n, err := c.nodes.LabelNode(ctx, request)
+				if err != nil {
+					return about("node", args[0], err)
+				}
+				return a.nodeDone(n, "has labels "+cellText(labelText(nodeLabels(n))))
+			})
+		},
+	}
+}
+
+func (a *app) removeNodeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rm ID...", Aliases: []string{"remove", "delete"}, Short: "Forget nodes that are gone for good", Args: takes("ID..."), ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return a.withClient(cmd, func(ctx context.Context, c *client) error {
+				return forEach(ids, func(id string) error {
+					if _, err := c.nodes.RemoveNode(ctx, &pb.NodeRequest{Id: id}); err != nil {
+						return about("node", id, err)
+					}
+					_, err := fmt.Fprintf(a.Stdout, "node/%s is removed\n", id)
+					return err
+				})
+			})
+		},
+	}
+}

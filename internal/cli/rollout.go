@@ -1,0 +1,213 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// goal is what --wait waits for.
+type goal struct {
+	id string
+	// The workload is to be gone.
+	deleted bool
+	// The workload as the command left it; nothing older counts. 0: whatever
+	// there is.
+	version int64
+	// For restart: the generation of each replica before it, all of which must
+	// be replaced.
+	replaced map[int32]int64
+}
+
+// progress is how far a workload is on the way to a goal.
+type progress struct {
+	done bool
+	// It has failed, at the revision that is wanted; this may be from before
+	// the command, and counts once it has stood for a while (settleTime).
+	failed bool
+	// It is to go on running, so that done counts once it has lasted for a while
+	// (steadyTime) without a restart: most that is wrong ends at once.
+	lasting  bool
+	restarts int32
+	text     string
+}
+
+// progressOf judges one state of a workload. Pure.
+func progressOf(w *pb.Workload, g goal) progress {
+	st := w.GetStatus()
+	p := progress{text: fmt.Sprintf("%s, %s running", stateName(st.GetState()), running(w))}
+	if why := reason(st.GetReason()); why != "" {
+		p.text += ": " + oneLine(why)
+	}
+	if g.deleted || w.ResourceVersion < g.version || st.GetRevision() != w.Revision {
+		return p
+	}
+	switch w.GetSpec().GetDesiredState() {
+	case pb.DesiredState_DESIRED_STOPPED:
+		p.done = st.GetState() == pb.State_STOPPED
+	case pb.DesiredState_DESIRED_DELETED:
+		p.failed, p.text = true, "it is being deleted"
+	default:
+		p.done = runsInFull(w, g)
+		p.lasting = w.GetSpec().GetKind() != pb.WorkloadKind_JOB && st.GetDesired() > 0
+		for _, r := range w.Replicas {
+			p.restarts += r.Restarts
+		}
+	}
+	p.failed = p.failed || st.GetState() == pb.State_FAILED
+	return p
+}
+
+// runsInFull reports whether a workload that is to run does so in full; a job,
+// whether it has done so to its end.
+func runsInFull(w *pb.Workload, g goal) bool {
+	st, spec := w.Status, w.Spec
+	if spec.Kind == pb.WorkloadKind_JOB {
+		return st.State == pb.State_COMPLETED
+	}
+	if st.State != pb.State_RUNNING || st.Running < st.Desired || st.Updated < st.Desired {
+		return false
+	}
+	// The status may be older than the last change of the number.
+	if spec.Kind == pb.WorkloadKind_SERVICE && spec.Replicas != nil && st.Desired != spec.GetReplicas() {
+		return false
+	}
+	for _, r := range w.Replicas {
+		if before, ok := g.replaced[r.Replica]; ok && r.Generation <= before {
+			return false
+		}
+	}
+	return true
+}
+
+const (
+	// A failure counts once it has stood for this long, since it may be what the
+	// command is about to heal.
+	settleTime = 2 * time.Second
+	steadyTime = time.Second
+)
+
+// await follows the workloads until each has reached its goal. A failure of one
+// does not end the watch of the others.
+func (a *app) await(ctx context.Context, c *client, goals []goal) error {
+	var (
+		group errgroup.Group
+		mu    sync.Mutex // for the lines of progress
+	)
+	errs := make([]error, len(goals))
+	group.SetLimit(16)
+	for i, g := range goals {
+		group.Go(func() error {
+			errs[i] = awaitOne(ctx, c, g, func(text string) {
+				mu.Lock()
+				defer mu.Unlock()
+				a.note("%s: %s", g.id, text)
+			})
+			return nil
+		})
+	}
+	_ = group.Wait() // the errors are in errs, in the order of the goals
+	var all []error
+	for _, err := range errs {
+		if err != nil {
+			all = append(all, err)
+		}
+	}
+	return several(all)
+}
+
+func awaitOne(ctx context.Context, c *client, g goal, say func(string)) error {
+	changes := make(chan *pb.WorkloadChange)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { ended <- watchWorkload(ctx, c, g.id, changes) }()
+	settled, steady := time.NewTimer(settleTime), time.NewTimer(steadyTime)
+	settled.Stop()
+	steady.Stop()
+	last := progress{text: "nothing heard of it yet"}
+	for {
+		select {
+		case change := <-changes:
+			if change.Deleted {
+				if g.deleted {
+					return nil
+				}
+				return coded(exitNotFound, "workload %q was deleted meanwhile", g.id)
+			}
+			p := progressOf(change.Workload, g)
+			if p.text != last.text {
+				say(p.text)
+			}
+			switch {
+			case p.done && !p.lasting:
+				return nil
+			case !p.done:
+				steady.Stop()
+			case !last.done || p.restarts != last.restarts:
+				steady.Reset(steadyTime)
+			}
+			if p.failed && !last.failed {
+				settled.Reset(settleTime)
+			} else if !p.failed {
+				settled.Stop()
+			}
+			last = p
+		case <-steady.C:
+			return nil
+		case <-settled.C:
+			return coded(exitRollout, "workload %q failed: %s; see `persys describe %s` and `persys logs %s`", g.id, last.text, g.id, g.id)
+		case err := <-ended:
+			return watchEnd(g, last, err)
+		}
+	}
+}
+
+// watchWorkload sends each change until ctx ends. A watch has no end of its own:
+// one that ends without an error met a server that stops, or one whose clock saw
+// the deadline a moment before ours.
+func watchWorkload(ctx context.Context, c *client, id string, changes chan<- *pb.WorkloadChange) error {
+	for {
+		err := follow(ctx, c.pool, func(ctx context.Context) (grpc.ServerStreamingClient[pb.WorkloadChange], error) {
+			return c.workloads.WatchWorkloads(ctx, &pb.WatchWorkloadsRequest{Id: id})
+		}, func(change *pb.WorkloadChange) (bool, error) {
+			select {
+			case changes <- change:
+				return false, nil
+			case <-ctx.Done():
+				return true, ctx.Err()
+			}
+		})
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(roundPause):
+		}
+	}
+}
+
+// watchEnd says what the end of the watch means.
+func watchEnd(g goal, last progress, err error) error {
+	switch {
+	case codeOf(err) == codes.NotFound && g.deleted:
+		return nil
+	case exitCode(err) == exitUnavailable && !strings.Contains(err.Error(), "no server answers"):
+		what := "is not as wanted"
+		if g.deleted {
+			what = "is not gone"
+		}
+		return coded(exitUnavailable, "timed out: workload %q %s yet (%s); see `persys why %s`", g.id, what, last.text, g.id)
+	}
+	return about("workload", g.id, err)
+}

@@ -1,0 +1,164 @@
+package model
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// The functions below change a node. A nil transaction means that it is as
+// asked for already. The node is as it will be; its resource_version is the one
+// that was read.
+
+// maxNodeLabels bounds what users put on one node.
+const maxNodeLabels = 256
+
+// CordonNode keeps new work away; what runs stays.
+func CordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	return editNode(v, req.Id, m, "cordoned", func(n *pb.Node) { n.Unschedulable = true })
+}
+
+// UncordonNode undoes cordon and drain.
+func UncordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	return editNode(v, req.Id, m, "uncordoned", func(n *pb.Node) {
+		n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
+		if n.State == pb.NodeState_DRAINING {
+			n.State = pb.NodeState_READY
+		}
+	})
+}
+
+// DrainNode cordons and has the work moved elsewhere.
+func DrainNode(v Reader, req *pb.DrainNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	return editNode(v, req.Id, m, "drain asked for", func(n *pb.Node) {
+		n.Unschedulable, n.Draining = true, true
+		if n.State == pb.NodeState_READY {
+			n.State = pb.NodeState_DRAINING
+		}
+	})
+}
+
+// LabelNode sets and removes labels that users gave; those of the agent's own
+// configuration can be covered but not removed.
+func LabelNode(v Reader, req *pb.LabelNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	var errs FieldErrors
+	if len(req.Set)+len(req.Remove) == 0 {
+		errs.add("set", "missing; allowed: labels to set, or names in remove")
+	}
+	checkLabels(&errs, "set", req.Set)
+	for i, k := range req.Remove {
+		at := fmt.Sprintf("remove[%d]", i)
+		if !isLabelKey(k) {
+			errs.add(at, "%q is not allowed; allowed: %s", clip(k), labelKeyAllowed)
+		}
+		if _, both := req.Set[k]; both {
+			errs.add(at, "%q is to be set too; allowed: one of them", clip(k))
+		}
+	}
+	if err := errs.err(); err != nil {
+		return nil, nil, err
+	}
+	n, err := loadNode(v, req.Id)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, k := range req.Remove {
+		_, own := n.Labels[k]
+		_, users := n.UserLabels[k]
+		if own && !users {
+			return nil, nil, refuse(codes.FailedPrecondition, "label %q of node %q is in its agent's configuration; change it there, or set another value here", k, req.Id)
+		}
+	}
+	return editNode(v, req.Id, m, "labels changed: "+labelChange(req), func(n *pb.Node) {
+		if n.UserLabels == nil {
+			n.UserLabels = map[string]string{}
+		}
+		maps.Copy(n.UserLabels, req.Set)
+		for _, k := range req.Remove {
+			delete(n.UserLabels, k)
+		}
+	})
+}
+
+func labelChange(req *pb.LabelNodeRequest) string {
+	var parts []string
+	for _, k := range sortedKeys(req.Set) {
+		parts = append(parts, k+"="+req.Set[k])
+	}
+	for _, k := range slices.Sorted(slices.Values(req.Remove)) {
+		parts = append(parts, k+"-")
+	}
+	return strings.Join(parts, " ")
+}
+
+// RemoveNode forgets a node that is gone. A node that holds a lease is refused:
+// it would be back with its next word.
+func RemoveNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	n, err := loadNode(v, req.Id)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, leased := v.Get(NodeLeaseKey(req.Id))
+	if leased || n.State == pb.NodeState_READY || n.State == pb.NodeState_DRAINING {
+		return nil, nil, refuse(codes.FailedPrecondition, "node %q is running; drain it, stop its agent and wait until it is not ready", req.Id)
+	}
+	key := NodeKey(req.Id)
+	return &pb.Txn{
+		Compare: []*pb.Compare{Unchanged(key, n.ResourceVersion), Missing(NodeLeaseKey(req.Id))},
+		Success: []*pb.RequestOp{
+			Delete(key),
+			m.event(&pb.Event{Type: pb.EventType_NODE_CHANGED, NodeId: req.Id, Message: "node removed"}),
+		},
+	}, n, nil
+}
+
+func loadNode(v Reader, id string) (*pb.Node, error) {
+	var errs FieldErrors
+	if checkID(&errs, "id", id); len(errs) > 0 {
+		return nil, errs
+	}
+	n := &pb.Node{}
+	mod, ok, err := Load(v, NodeKey(id), n)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, refuse(codes.NotFound, "there is no node %q", id)
+	}
+	n.ResourceVersion = mod
+	return n, nil
+}
+
+func editNode(v Reader, id string, m Meta, message string, edit func(*pb.Node)) (*pb.Txn, *pb.Node, error) {
+	n, err := loadNode(v, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	next := proto.CloneOf(n)
+	edit(next)
+	if proto.Equal(n, next) {
+		return nil, n, nil
+	}
+	if len(next.UserLabels) > maxNodeLabels {
+		return nil, nil, refuse(codes.FailedPrecondition, "node %q would have %d labels; allowed: %d", id, len(next.UserLabels), maxNodeLabels)
+	}
+	if next.State != n.State {
+		next.LastTransition = timestamppb.New(m.Now)
+	}
+	key, stored := NodeKey(id), proto.CloneOf(next)
+	stored.ResourceVersion = 0
+	return &pb.Txn{
+		Compare: []*pb.Compare{Unchanged(key, n.ResourceVersion)},
+		Success: []*pb.RequestOp{
+			Put(key, stored, 0),
+			m.event(&pb.Event{Type: pb.EventType_NODE_CHANGED, NodeId: id, Message: message}),
+		},
+	}, next, nil
+}

@@ -1,0 +1,36 @@
+// Package raftstore is raft around the fsm: it makes several replicas hold one
+// keyspace. It owns the log and the snapshots on disk, proposals and who applies
+// them, linearizable reads, watches, the clocks of leases, the leader's epoch and
+// membership. It never decides what a key means and never looks into a value,
+// except that of the epoch key.
+//
+// A write goes this way:
+//
+//	Propose → queue → dispatcher ─ leader here: one entry of all that waits → raft → apply → callers
+//	                             └ elsewhere:   one Consensus.Propose of all that waits → its queue
+//
+// Four decisions carry the package.
+//
+// One entry carries many transactions. The dispatcher takes whatever has queued
+// up while the entries before it were written, so batches grow with the load and a
+// lone caller waits for nobody. A timer that lingers for more was tried on paper
+// and dropped: it costs the lone caller what it gains the crowd.
+//
+// Every entry has a tag (entry.go), unique to who proposed it. When leadership is
+// lost with entries in flight, the replica does not tell its callers "maybe": it
+// follows the log and finds at their index either its own tag, then they were
+// applied and here are the results, or another, then they never will be and can be
+// proposed again. What is forwarded carries a request id instead, which the fsm
+// remembers, and is sent again only for as long as it surely does.
+//
+// Leadership is confirmed by what was sent after the question (link.go). Raft's own
+// VerifyLeader counts any answer that arrives after the question, so that an answer
+// which sat in a socket while the process was stopped confirms a leader that is
+// none any more; it counts non-voters as well. Here only voters count, and only
+// messages sent after the read was asked for.
+//
+// A follower is told of a commit at once when somebody there waits for it
+// (link.go). Raft tells it with the next entries or after CommitTimeout, which
+// would make every write and every linearizable read through a follower of a quiet
+// cluster wait for tens of milliseconds.
+package raftstore

@@ -1,0 +1,125 @@
+package scheduler
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/persys-dev/persys/internal/model"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// fleet is a picture of n nodes: three zones, 25 racks, a label of its own on
+// each node, two sizes.
+func fleet(b testing.TB, n int) *Picture {
+	p := NewPicture()
+	revision := int64(1)
+	for i := range n {
+		id := fmt.Sprintf("node-%05d", i)
+		rec := &pb.Node{
+			Id: id, State: pb.NodeState_READY, LastTransition: timestamppb.New(epoch),
+			Labels:   map[string]string{"zone": fmt.Sprintf("z%d", i%3), "rack": fmt.Sprintf("r%d", i%25), "hostname": id},
+			Capacity: &pb.NodeCapacity{CpuMillis: 32_000 << (i % 2), MemoryBytes: 128 << 30 << (i % 2), DiskBytes: 1 << 40},
+			Runtimes: []*pb.RuntimeInfo{{Type: pb.WorkloadType_CONTAINER, Healthy: true}},
+		}
+		revision += 2
+		feed(b, p, revision-1, model.NodeKey(id), rec)
+		feed(b, p, revision, model.NodeLeaseKey(id), &pb.NodeLease{LeaseId: 1})
+	}
+	return p
+}
+
+func feed(b testing.TB, p *Picture, revision int64, key string, m proto.Message) {
+	kv := &pb.KeyValue{Key: []byte(key), Value: model.Encode(m), ModRevision: revision, CreateRevision: revision}
+	if err := p.Apply([]*pb.KeyEvent{{Kv: kv}}, revision); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func benchSpec(id string, replicas int32, policy pb.PlacementPolicy) *pb.Workload {
+	return &pb.Workload{Uid: id, Revision: "v1", Spec: &pb.WorkloadSpec{
+		Id: id, Replicas: proto.Int32(replicas), Resources: &pb.Resources{Cpu: "100m", Memory: "256Mi"},
+		Placement: &pb.Placement{Policy: policy, Constraints: []*pb.Constraint{
+			{Label: "zone", Values: []string{"z0", "z1"}}, {Label: "rack", Operator: pb.Constraint_NOT_IN, Values: []string{"r7"}},
+		}},
+		Spec: &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{Image: "i"}},
+	}}
+}
+
+// place decides until everything is placed and answers with the number of
+// placements; the steps are assumed, as a leader does.
+func place(p *Picture) int {
+	placed := 0
+	for {
+		plan := Decide(p, epoch, Options{})
+		if len(plan.Steps) == 0 {
+			return placed
+		}
+		for i := range plan.Steps {
+			placed += len(plan.Steps[i].effects)
+			p.Assume(plan.Steps[i])
+		}
+	}
+}
+
+// BenchmarkPlace is Decide alone, with Assume: 100,000 replicas with two
+// constraints, of workloads of 1,000, on so many nodes.
+func BenchmarkPlace(b *testing.B) {
+	for _, policy := range []pb.PlacementPolicy{pb.PlacementPolicy_SPREAD, pb.PlacementPolicy_BIN_PACK} {
+		for _, nodes := range []int{100, 1_000, 10_000} {
+			// As many as fit on the smaller fleets.
+			total := min(100_000, nodes*200)
+			for _, each := range []int{1, 1000} {
+				b.Run(fmt.Sprintf("%s/nodes=%d/placements=%d/each=%d", policy, nodes, total, each), func(b *testing.B) {
+					placed := 0
+					var busy time.Duration
+					for range b.N {
+						b.StopTimer()
+						p := fleet(b, nodes)
+						for i := range total / each {
+							id := fmt.Sprintf("w%06d", i)
+							feed(b, p, p.Revision()+1, model.WorkloadKey(id), benchSpec(id, int32(each), policy))
+						}
+						b.StartTimer()
+						before := cpuTime(b)
+						placed += place(p)
+						busy += cpuTime(b) - before
+						if placed%total != 0 {
+							b.Fatalf("%d of %d placed", placed, total)
+						}
+					}
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(placed), "ns/placement")
+					b.ReportMetric(float64(busy.Nanoseconds())/float64(placed), "cpu-ns/placement")
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1e6, "ms/all")
+				})
+			}
+		}
+	}
+}
+
+// cpuTime is what the process has used, garbage collection included: on a
+// machine that has other work it says more than the clock.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkNothing is Decide on a large picture in which nothing has changed.
+func BenchmarkNothing(b *testing.B) {
+	p := fleet(b, 10_000)
+	feed(b, p, p.Revision()+1, model.WorkloadKey("web"), benchSpec("web", 1000, pb.PlacementPolicy_SPREAD))
+	place(p)
+	b.ReportAllocs()
+	for b.Loop() {
+		if plan := Decide(p, epoch.Add(time.Second), Options{}); len(plan.Steps) != 0 {
+			b.Fatal("something to do")
+		}
+	}
+}

@@ -1,0 +1,449 @@
+package scheduler
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"pgregory.net/rapid"
+
+	"github.com/persys-dev/persys/internal/model"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// machine drives a world with random events, and commits plans as a leader
+// does: some steps are pipelined, some are refused.
+type machine struct {
+	*world
+	t *rapid.T
+	// Steps that are assumed and proposed but neither committed nor refused.
+	proposed []Step
+}
+
+var (
+	nodeNames     = []string{"n1", "n2", "n3", "n4", "n5"}
+	workloadNames = []string{"a", "b", "c", "d"}
+)
+
+func TestProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := &machine{world: newWorld(t), t: t}
+		m.opt = Options{
+			StepPlacements: rapid.SampledFrom([]int{1, 2, 256}).Draw(t, "step"),
+			MaxPlacements:  rapid.SampledFrom([]int{1, 3, 1000}).Draw(t, "max"),
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"":        func(t *rapid.T) { m.t = t; m.world.t = t; m.checkExclusive() },
+			"node":    func(*rapid.T) { m.changeANode() },
+			"spec":    func(*rapid.T) { m.changeAWorkload() },
+			"agent":   func(*rapid.T) { m.catchUp(m.aNode()); m.checkExclusive() },
+			"fail":    func(*rapid.T) { m.failSomething() },
+			"time":    func(*rapid.T) { m.now = m.now.Add(time.Duration(rapid.IntRange(1, 40).Draw(m.t, "s")) * time.Second) },
+			"decide":  func(*rapid.T) { m.decide() },
+			"decide2": func(*rapid.T) { m.decide() },
+			"decide3": func(*rapid.T) { m.decide() },
+			"commit":  func(*rapid.T) { m.commit(rapid.IntRange(0, 5).Draw(m.t, "steps")) },
+		})
+		m.commit(len(m.proposed))
+		m.converge()
+	})
+}
+
+func (m *machine) aNode() string { return rapid.SampledFrom(nodeNames).Draw(m.t, "node") }
+
+func (m *machine) changeANode() {
+	id := m.aNode()
+	if m.kvs[model.NodeKey(id)] == nil {
+		scale := int64(1)
+		for _, kv := range m.scan(model.AssignmentsPrefix) {
+			if a := (&pb.Assignment{}); model.Parse(kv, a) == nil && a.NodeId == id {
+				// A node that comes back smaller than what it runs is over its
+				// capacity by nobody's decision.
+				scale = 100
+			}
+		}
+		m.node(id, scale*rapid.Int64Range(1, 4).Draw(m.t, "cpu")*1000, scale*rapid.Int64Range(1, 4).Draw(m.t, "memory")<<30, 10<<30,
+			map[string]string{"zone": rapid.SampledFrom([]string{"eu", "us"}).Draw(m.t, "zone")}, pb.WorkloadType_CONTAINER)
+		return
+	}
+	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell"}).Draw(m.t, "what") {
+	case "lose":
+		m.lose(id)
+	case "return":
+		m.comeBack(id)
+	case "drain":
+		m.changeNode(id, func(n *pb.Node) {
+			n.Unschedulable, n.Draining = true, true
+			if n.State == pb.NodeState_READY {
+				n.State = pb.NodeState_DRAINING
+			}
+			if rapid.Bool().Draw(m.t, "deadline") {
+				n.DrainDeadline = timestamppb.New(m.now.Add(10 * time.Second))
+			}
+		})
+	case "uncordon":
+		m.changeNode(id, func(n *pb.Node) {
+			n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
+			if n.State == pb.NodeState_DRAINING {
+				n.State = pb.NodeState_READY
+			}
+		})
+	case "cordon":
+		m.changeNode(id, func(n *pb.Node) { n.Unschedulable = true })
+	case "label":
+		m.changeNode(id, func(n *pb.Node) {
+			n.UserLabels = map[string]string{"zone": rapid.SampledFrom([]string{"eu", "us"}).Draw(m.t, "zone")}
+		})
+	case "unwell":
+		m.changeNode(id, func(n *pb.Node) { n.Runtimes[0].Healthy = !n.Runtimes[0].Healthy })
+	case "grow":
+		m.changeNode(id, func(n *pb.Node) { n.Capacity.CpuMillis += 500 })
+	case "forget":
+		n := &pb.Node{}
+		if m.load(model.NodeKey(id), n) && n.State == pb.NodeState_NOT_READY {
+			m.remove(model.NodeKey(id))
+		}
+	}
+}
+
+func (m *machine) changeAWorkload() {
+	id := rapid.SampledFrom(workloadNames).Draw(m.t, "workload")
+	rec := &pb.Workload{}
+	if m.load(model.WorkloadKey(id), rec) && rec.Spec.DesiredState == pb.DesiredState_DESIRED_DELETED {
+		return
+	}
+	if rec.Spec != nil {
+		switch rapid.SampledFrom([]string{"", "", "stop", "start", "delete", "restart", "retry"}).Draw(m.t, "what") {
+		case "stop":
+			m.changeWorkload(id, func(w *pb.Workload) { w.Spec.DesiredState = pb.DesiredState_DESIRED_STOPPED })
+			return
+		case "start":
+			m.changeWorkload(id, func(w *pb.Workload) { w.Spec.DesiredState = pb.DesiredState_DESIRED_RUNNING })
+			return
+		case "delete":
+			m.changeWorkload(id, func(w *pb.Workload) { w.Spec.DesiredState = pb.DesiredState_DESIRED_DELETED })
+			return
+		case "restart":
+			m.changeWorkload(id, func(w *pb.Workload) { w.RestartGeneration++ })
+			return
+		case "retry":
+			m.retry(id)
+			return
+		}
+	}
+	spec := &pb.WorkloadSpec{
+		Id: id, Replicas: proto.Int32(rapid.Int32Range(0, 6).Draw(m.t, "replicas")),
+		Resources: &pb.Resources{
+			Cpu:    rapid.SampledFrom([]string{"", "300m", "700m", "1500m"}).Draw(m.t, "cpu"),
+			Memory: rapid.SampledFrom([]string{"", "500Mi", "1Gi"}).Draw(m.t, "memory"),
+		},
+		Placement: &pb.Placement{Policy: pb.PlacementPolicy(rapid.IntRange(0, 1).Draw(m.t, "policy"))},
+		Update:    &pb.UpdateStrategy{MaxParallel: rapid.Int32Range(0, 3).Draw(m.t, "parallel")},
+		Priority:  proto.Int32(rapid.Int32Range(40, 60).Draw(m.t, "priority")),
+		// By name, so that it stays what it is: exclusive work that becomes
+		// something else is no promise to keep.
+		Exclusive: id == "a" || id == "d",
+	}
+	if id == "d" {
+		spec.Kind = rapid.SampledFrom([]pb.WorkloadKind{pb.WorkloadKind_SERVICE, pb.WorkloadKind_JOB}).Draw(m.t, "kind")
+	}
+	if id == "c" {
+		spec.Kind = rapid.SampledFrom([]pb.WorkloadKind{pb.WorkloadKind_SERVICE, pb.WorkloadKind_GLOBAL}).Draw(m.t, "kind")
+	}
+	if rapid.Bool().Draw(m.t, "constrained") {
+		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
+	}
+	container := &pb.ContainerSpec{Image: rapid.SampledFrom([]string{"v1", "v2"}).Draw(m.t, "image")}
+	switch rapid.IntRange(0, 3).Draw(m.t, "ports") {
+	case 1:
+		container.Ports = []*pb.Port{{HostPort: 80, ContainerPort: 80}}
+	case 2:
+		container.Ports = []*pb.Port{{ContainerPort: 80}, {HostPort: 81, ContainerPort: 81, HostIp: "127.0.0.1"}}
+	}
+	spec.Spec = &pb.WorkloadSpec_Container{Container: container}
+	m.submit(spec, fmt.Sprint(container.Image, spec.Resources.Cpu, spec.Resources.Memory, len(container.Ports)))
+}
+
+func (m *machine) failSomething() {
+	keys := []string{}
+	for key, kv := range m.scan(model.AssignmentsPrefix) {
+		a, n := &pb.Assignment{}, &pb.Node{}
+		if err := model.Parse(kv, a); err != nil {
+			m.t.Fatal(err)
+		}
+		if m.load(model.NodeKey(a.NodeId), n) && n.State != pb.NodeState_NOT_READY {
+			keys = append(keys, strings.TrimPrefix(key, model.AssignmentsPrefix))
+		}
+	}
+	if len(keys) == 0 {
+		return
+	}
+	key := rapid.SampledFrom(keys).Draw(m.t, "replica")
+	a := &pb.Assignment{}
+	m.load(model.AssignmentsPrefix+key, a)
+	r := &pb.Replica{}
+	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED {
+		return
+	}
+	state := pb.State_FAILED
+	if key[0] == 'd' && rapid.Bool().Draw(m.t, "completed") {
+		state = pb.State_COMPLETED
+	}
+	code := rapid.SampledFrom([]pb.ReasonCode{pb.ReasonCode_EXITED, pb.ReasonCode_INSUFFICIENT_RESOURCES}).Draw(m.t, "code")
+	// An agent reports what is on its node: it has taken away what else was there.
+	m.catchUp(a.NodeId)
+	m.report(key, state, &pb.Reason{Code: code, Message: "no", Retryable: true})
+	delete(m.running[a.NodeId], key)
+}
+
+// decide makes a plan, checks it, and lets it go its way.
+func (m *machine) decide() {
+	m.see()
+	plan := Decide(m.picture, m.now, m.opt)
+	if again := Decide(m.picture, m.now, m.opt); planText(m.world, plan) != planText(m.world, again) {
+		m.t.Fatalf("two decisions on one picture differ:\n%s\n%s", planText(m.world, plan), planText(m.world, again))
+	}
+	if len(m.proposed) == 0 {
+		p := m.rebuilt()
+		fresh := Decide(p, m.now, m.opt)
+		if a, b := dump(m.picture), dump(p); a != b {
+			m.t.Fatalf("the picture differs from one that is built anew:\n%s\n%s", a, b)
+		}
+		if a, b := planText(m.world, plan), planText(m.world, fresh); a != b && m.opt.MaxPlacements == 1000 {
+			m.t.Fatalf("the plan differs from that of a picture that is built anew:\n%s\n%s", a, b)
+		}
+	}
+	for i := range plan.Steps {
+		if rapid.IntRange(0, 9).Draw(m.t, "lost") == 0 {
+			continue // Neither assumed nor proposed: it will be decided again.
+		}
+		m.picture.Assume(plan.Steps[i])
+		m.proposed = append(m.proposed, plan.Steps[i])
+	}
+	if rapid.Bool().Draw(m.t, "wait") {
+		m.commit(len(m.proposed))
+	}
+}
+
+// commit carries out the first n proposed steps, or refuses some.
+func (m *machine) commit(n int) {
+	for range min(n, len(m.proposed)) {
+		step := m.proposed[0]
+		m.proposed = m.proposed[1:]
+		before := m.revision
+		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
+			m.picture.Rollback(step)
+			continue
+		}
+		m.check()
+		m.checkPlacements(step.Txn)
+		m.checkExclusive()
+		m.picture.Confirm(step, before+1)
+	}
+}
+
+// checkPlacements holds that whatever is placed now goes to a node that takes
+// new work and matches.
+func (m *machine) checkPlacements(txn *pb.Txn) {
+	for _, op := range txn.Success {
+		put := op.GetRequestPut()
+		if put == nil || !strings.HasPrefix(string(put.Key), model.AssignmentsPrefix) {
+			continue
+		}
+		a, n, w := &pb.Assignment{}, &pb.Node{}, &pb.Workload{}
+		m.load(string(put.Key), a)
+		if a.DesiredState == pb.DesiredState_DESIRED_STOPPED {
+			continue
+		}
+		if !m.load(model.NodeKey(a.NodeId), n) || !m.load(model.WorkloadKey(a.WorkloadId), w) {
+			m.t.Fatalf("%s is assigned to %s: one of them is not there", put.Key, a.NodeId)
+		}
+		zone := n.UserLabels["zone"]
+		if zone == "" {
+			zone = n.Labels["zone"]
+		}
+		wanted := w.Spec.Placement.GetNodeLabels()["zone"]
+		if n.State != pb.NodeState_READY || n.Unschedulable || n.Draining || !n.Runtimes[0].Healthy || wanted != "" && zone != wanted {
+			m.t.Fatalf("%s is assigned to %s, which may not take it: %v", put.Key, a.NodeId, n)
+		}
+		if a.Generation > m.revision {
+			m.t.Fatalf("%s: generation %d at revision %d", put.Key, a.Generation, m.revision)
+		}
+	}
+}
+
+// checkExclusive holds that no replica of exclusive work runs twice. The agent
+// of a lost node stops its exclusive work at the last moment that is allowed.
+func (m *machine) checkExclusive() {
+	where := map[string]string{}
+	for _, id := range sortedKeys(m.running) {
+		n := &pb.Node{}
+		lost := m.load(model.NodeKey(id), n) && n.State == pb.NodeState_NOT_READY
+		over := lost && !m.now.Before(n.LastTransition.AsTime().Add(15*time.Second)) || m.kvs[model.NodeKey(id)] == nil
+		for _, key := range sortedKeys(m.running[id]) {
+			if key[0] != 'a' && key[0] != 'd' {
+				continue
+			}
+			if over {
+				delete(m.running[id], key)
+				continue
+			}
+			if other := where[key]; other != "" {
+				m.t.Fatalf("%s runs on %s and on %s", key, other, id)
+			}
+			where[key] = id
+		}
+	}
+}
+
+// converge heals everything and demands that the cluster comes to rest with
+// all of its work done.
+func (m *machine) converge() {
+	for _, id := range nodeNames {
+		if m.kvs[model.NodeKey(id)] == nil {
+			m.node(id, 4000, 4<<30, 10<<30, map[string]string{"zone": "eu"}, pb.WorkloadType_CONTAINER)
+		}
+		m.changeNode(id, func(n *pb.Node) {
+			n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
+			n.Capacity = &pb.NodeCapacity{CpuMillis: 100_000, MemoryBytes: 100 << 30, DiskBytes: 100 << 30}
+			n.Runtimes[0].Healthy = true
+			n.UserLabels = map[string]string{"zone": "eu"}
+		})
+		m.comeBack(id)
+	}
+	for _, id := range workloadNames {
+		m.retry(id)
+	}
+	for range 400 {
+		plan := m.settle(nil)
+		m.checkExclusive()
+		before := m.revision
+		m.agents()
+		m.checkExclusive()
+		if m.revision != before {
+			continue
+		}
+		if plan.Wake.IsZero() {
+			m.checkRest()
+			return
+		}
+		m.now = plan.Wake
+	}
+	m.t.Fatalf("no rest:\n%s", dump(m.picture))
+}
+
+// checkRest holds what a cluster at rest, with room for everything, looks like.
+func (m *machine) checkRest() {
+	for _, id := range workloadNames {
+		w, st := &pb.Workload{}, &pb.WorkloadStatus{}
+		if !m.load(model.WorkloadKey(id), w) {
+			continue
+		}
+		m.load(model.WorkloadStatusKey(id), st)
+		want := []pb.State{pb.State_RUNNING, pb.State_COMPLETED}
+		if w.Spec.DesiredState == pb.DesiredState_DESIRED_STOPPED {
+			want = []pb.State{pb.State_STOPPED}
+		}
+		// A port on every node, or none left to take it: as many as there are nodes.
+		ports := w.Spec.GetContainer().Ports
+		short := len(ports) > 0
+		if !slices.Contains(want, st.State) && !(short && st.State == pb.State_PENDING) &&
+			!(short && st.State == pb.State_UPDATING && st.Reason.GetCode() == pb.ReasonCode_NO_PLACEMENT) {
+			m.t.Fatalf("%s is %v at rest; %v", id, st, w)
+		}
+		if !short && st.State == pb.State_RUNNING && st.Running != st.Desired && id != "d" {
+			m.t.Fatalf("%s: %v", id, st)
+		}
+	}
+	// What is unrelated moves nothing.
+	before := map[string]int64{}
+	for key, kv := range m.scan(model.AssignmentsPrefix) {
+		before[key] = kv.ModRevision
+	}
+	m.submit(&pb.WorkloadSpec{Id: "unrelated", Spec: &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{}}}, "v1")
+	m.settle(nil)
+	for _, key := range sortedKeys(before) {
+		if kv := m.kvs[key]; kv == nil || kv.ModRevision != before[key] {
+			m.t.Fatalf("%s was touched on account of another workload", key)
+		}
+	}
+}
+
+// planText is a plan as it is compared: all of its transactions, without those
+// that bring nothing but the message of a pending placement up to date.
+func planText(w *world, p *Plan) string {
+	var out strings.Builder
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		if s.status != nil && len(s.Txn.Success) == 1 {
+			old := &pb.WorkloadStatus{}
+			if w.load(model.WorkloadStatusKey(s.Workload), old) && onlyMessage(old, s.status) {
+				continue
+			}
+		}
+		fmt.Fprintf(&out, "%s %s\n", s.Workload, s.Summary)
+		for _, c := range s.Txn.Compare {
+			fmt.Fprintf(&out, "  if %s %d\n", c.Key, c.GetModRevision())
+		}
+		for _, op := range s.Txn.Success {
+			if put := op.GetRequestPut(); put != nil {
+				fmt.Fprintf(&out, "  put %s %x\n", put.Key, put.Value)
+			} else {
+				fmt.Fprintf(&out, "  delete %s\n", op.GetRequestDeleteRange().Key)
+			}
+		}
+	}
+	return out.String()
+}
+
+// dump is all that a picture knows, without what it remembers for speed.
+func dump(p *Picture) string {
+	var out strings.Builder
+	p.index.rebuild(p.nodes)
+	for _, id := range sortedKeys(p.nodes) {
+		n := p.nodes[id]
+		fmt.Fprintf(&out, "node %s mod %d lease %d %v %v %v %d %d free %v of %v reserving %d ports %v assigned %d observed %d indexed %v",
+			n.id, n.mod, n.lease, n.state, n.unschedulable, n.draining, n.drainDeadline, n.transition, n.free, n.capacity,
+			n.reserving, n.ports, len(n.assigned), len(n.observed), n.indexed && n.open())
+		if n.mod != 0 {
+			fmt.Fprintf(&out, " class %q of %d slot %d", n.class.key, n.class.nodes, n.slot)
+			if n.indexed && !p.index.levels[n.level].members.has(n.slot) {
+				out.WriteString(" NOT IN ITS LEVEL")
+			}
+		}
+		out.WriteString("\n")
+	}
+	for _, id := range sortedKeys(p.workloads) {
+		w := p.workloads[id]
+		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v revisions %v leaving %v assumed %v global %v\n",
+			w.id, w.mod, w.created, w.statusMod, w.status, w.revisions, w.leaving, w.assumed, p.globals.has(w))
+		if w.want != nil {
+			want := *w.want
+			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
+			want.shape = nil
+			fmt.Fprintf(&out, "  wants %+v\n", want)
+		}
+		for _, r := range w.replicas {
+			a, o := r.assignment, r.observed
+			fmt.Fprintf(&out, "  %d next %v", r.number, r.next)
+			if a.mod != 0 {
+				fmt.Fprintf(&out, " assigned %d %s %d %s %s %d %v %v %v %v %v", a.mod, a.node.id, a.generation, a.revision, a.uid, a.restart, a.needs, usedPorts(a.ports), a.desired, a.exclusive, a.reserves)
+			}
+			if o.mod != 0 {
+				fmt.Fprintf(&out, " observed %d %s %d %v %d %v", o.mod, o.node.id, o.generation, o.state, o.transition, o.reason)
+			}
+			if r.retry != nil {
+				t := *r.retry
+				t.reason = nil
+				fmt.Fprintf(&out, " retry %+v %v", t, r.retry.reason)
+			}
+			out.WriteString("\n")
+		}
+	}
+	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes\n", len(p.classes), len(p.filters), len(p.shapes))
+	return out.String()
+}

@@ -1,0 +1,410 @@
+package scheduler
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/persys-dev/persys/internal/model"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+var update = flag.Bool("update", false, "write the answers that the scripts get into testdata")
+
+// TestScripts plays testdata/*.txt: blocks of commands, each followed by "----"
+// and what is decided on account of them, up to an empty line.
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got strings.Builder
+			s := &script{world: newWorld(t), specs: map[string]*pb.WorkloadSpec{}}
+			var skipping bool
+			for line := range strings.Lines(string(text)) {
+				line = strings.TrimSuffix(line, "\n")
+				switch {
+				case line == "----":
+					fmt.Fprintf(&got, "----\n%s", s.decide())
+					skipping = true
+				case skipping && line != "":
+				case line == "" || strings.HasPrefix(line, "#"):
+					skipping = false
+					got.WriteString(line + "\n")
+				default:
+					got.WriteString(line + "\n")
+					s.command(strings.Fields(line))
+				}
+			}
+			if *update {
+				if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got.String() != string(text) {
+				t.Errorf("answers differ; `go test -update` writes these:\n%s", diff(string(text), got.String()))
+			}
+		})
+	}
+}
+
+func diff(want, got string) string {
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	var out strings.Builder
+	for i := range max(len(w), len(g)) {
+		var a, b string
+		if i < len(w) {
+			a = w[i]
+		}
+		if i < len(g) {
+			b = g[i]
+		}
+		if a != b {
+			fmt.Fprintf(&out, "line %d\n- %s\n+ %s\n", i+1, a, b)
+		}
+	}
+	return out.String()
+}
+
+type script struct {
+	*world
+	specs map[string]*pb.WorkloadSpec
+	out   strings.Builder
+}
+
+// command carries out one line.
+func (s *script) command(f []string) {
+	verb, args := f[0], f[1:]
+	switch verb {
+	case "node":
+		s.addNode(args)
+	case "lose":
+		s.lose(args[0])
+	case "return":
+		s.comeBack(args[0])
+	case "suspect":
+		s.remove(model.NodeLeaseKey(args[0]))
+	case "forget":
+		s.remove(model.NodeKey(args[0]))
+	case "cordon", "uncordon":
+		s.changeNode(args[0], func(n *pb.Node) {
+			n.Unschedulable, n.Draining, n.State = verb == "cordon", false, pb.NodeState_READY
+		})
+	case "drain":
+		s.changeNode(args[0], func(n *pb.Node) {
+			n.Unschedulable, n.Draining, n.State = true, true, pb.NodeState_DRAINING
+			if len(args) > 1 {
+				n.DrainDeadline = timestamppb.New(s.now.Add(s.duration(args[1])))
+			}
+		})
+	case "label":
+		s.changeNode(args[0], func(n *pb.Node) {
+			k, v, _ := strings.Cut(args[1], "=")
+			n.UserLabels = map[string]string{k: v}
+		})
+	case "unwell", "well":
+		s.changeNode(args[0], func(n *pb.Node) { n.Runtimes[0].Healthy = verb == "well" })
+	case "submit", "update":
+		s.submitSpec(args)
+	case "scale":
+		s.changeWorkload(args[0], func(w *pb.Workload) { w.Spec.Replicas = proto.Int32(int32(s.number(args[1]))) })
+	case "stop", "start", "delete":
+		s.changeWorkload(args[0], func(w *pb.Workload) {
+			w.Spec.DesiredState = map[string]pb.DesiredState{"stop": 1, "delete": 2}[verb]
+		})
+	case "restart":
+		s.changeWorkload(args[0], func(w *pb.Workload) { w.RestartGeneration++ })
+	case "retry":
+		s.retry(args[0])
+	case "agents":
+		s.agents()
+	case "agent":
+		s.catchUp(args[0])
+	case "report":
+		s.reportLine(args)
+	case "after":
+		s.now = s.now.Add(s.duration(args[0]))
+	case "why":
+		s.see()
+		s.explain(args[0])
+	default:
+		s.t.Fatalf("unknown command %q", verb)
+	}
+}
+
+func (s *script) number(text string) int64 {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+func (s *script) duration(text string) time.Duration {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return d
+}
+
+func (s *script) addNode(args []string) {
+	capacity := &pb.Resources{Cpu: "4", Memory: "8Gi", Disk: "100Gi"}
+	labels := map[string]string{}
+	runtime := pb.WorkloadType_CONTAINER
+	for _, a := range args[1:] {
+		k, v, _ := strings.Cut(a, "=")
+		switch k {
+		case "cpu":
+			capacity.Cpu = v
+		case "memory":
+			capacity.Memory = v
+		case "disk":
+			capacity.Disk = v
+		case "runtime":
+			runtime = pb.WorkloadType(pb.WorkloadType_value[strings.ToUpper(v)])
+		default:
+			labels[k] = v
+		}
+	}
+	c, err := model.ParseResources(capacity)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.node(args[0], c.CpuMillis, c.MemoryBytes, c.DiskBytes, labels, runtime)
+}
+
+// submitSpec reads "web replicas=3 cpu=500m image=v1 …". What is not said stays
+// as it was; the revision is the image and the resources.
+func (s *script) submitSpec(args []string) {
+	id := args[0]
+	spec := s.specs[id]
+	if spec == nil {
+		spec = &pb.WorkloadSpec{Id: id, Resources: &pb.Resources{Cpu: "100m"}, Placement: &pb.Placement{}, Update: &pb.UpdateStrategy{}}
+		spec.Spec = &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{Image: "v1"}}
+		s.specs[id] = spec
+	}
+	container := spec.GetContainer()
+	for _, a := range args[1:] {
+		k, v, _ := strings.Cut(a, "=")
+		switch k {
+		case "replicas":
+			spec.Replicas = proto.Int32(int32(s.number(v)))
+		case "kind":
+			spec.Kind = pb.WorkloadKind(pb.WorkloadKind_value[strings.ToUpper(v)])
+		case "cpu":
+			spec.Resources.Cpu = v
+		case "memory":
+			spec.Resources.Memory = v
+		case "disk":
+			spec.Resources.Disk = v
+		case "image":
+			container.Image = v
+		case "parallel":
+			spec.Update.MaxParallel = int32(s.number(v))
+		case "priority":
+			spec.Priority = proto.Int32(int32(s.number(v)))
+		case "exclusive":
+			spec.Exclusive = v == "yes"
+		case "policy":
+			spec.Placement.Policy = pb.PlacementPolicy(pb.PlacementPolicy_value[strings.ToUpper(v)])
+		case "nodes":
+			spec.Placement.Nodes = strings.Split(v, ",")
+		case "port":
+			host, inside, _ := strings.Cut(v, ":")
+			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
+		case "where":
+			spec.Placement.Constraints = append(spec.Placement.Constraints, parseConstraint(v))
+		default:
+			s.t.Fatalf("unknown field %q", k)
+		}
+	}
+	s.submit(proto.CloneOf(spec), container.Image+"/"+spec.Resources.Cpu)
+}
+
+func parseConstraint(text string) *pb.Constraint {
+	for _, form := range []struct {
+		sign     string
+		operator pb.Constraint_Operator
+	}{
+		{"!=", pb.Constraint_NOT_IN}, {"=", pb.Constraint_IN}, {">", pb.Constraint_GREATER}, {"<", pb.Constraint_LESS},
+	} {
+		if label, value, ok := strings.Cut(text, form.sign); ok {
+			return &pb.Constraint{Label: label, Operator: form.operator, Values: strings.Split(value, ",")}
+		}
+	}
+	if label, ok := strings.CutPrefix(text, "!"); ok {
+		return &pb.Constraint{Label: label, Operator: pb.Constraint_NOT_EXISTS}
+	}
+	return &pb.Constraint{Label: text, Operator: pb.Constraint_EXISTS}
+}
+
+// reportLine reads "web/0 failed EXITED exit code 1", with EXITED! where it is not
+// to run again, or "web running" for all replicas.
+func (s *script) reportLine(args []string) {
+	var reason *pb.Reason
+	if len(args) > 2 {
+		code, final := strings.CutSuffix(args[2], "!")
+		reason = &pb.Reason{Code: pb.ReasonCode(pb.ReasonCode_value[code]), Message: strings.Join(args[3:], " "), Retryable: !final}
+	}
+	id, number, one := strings.Cut(args[0], "/")
+	keys := []string{}
+	for key := range s.scan(model.AssignmentsPrefix + id + "/") {
+		keys = append(keys, strings.TrimPrefix(key, model.AssignmentsPrefix))
+	}
+	for key := range s.scan(model.ReplicasPrefix + id + "/") {
+		if key = strings.TrimPrefix(key, model.ReplicasPrefix); !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	for _, key := range keys {
+		if one && !strings.HasSuffix(key, fmt.Sprintf("/%06d", s.number(number))) {
+			continue
+		}
+		if args[1] == "gone" {
+			s.gone(key)
+		} else if !s.report(key, pb.State(pb.State_value[strings.ToUpper(args[1])]), reason) {
+			s.t.Fatalf("%s is not assigned", key)
+		}
+	}
+}
+
+func (s *script) explain(id string) {
+	e, ok := s.picture.Explain(id)
+	if !ok {
+		s.t.Fatalf("%s: no explanation", id)
+	}
+	fmt.Fprintf(&s.out, "why %s: %s\n", id, e.State)
+	for _, line := range e.Lines {
+		fmt.Fprintf(&s.out, "  %s\n", line)
+	}
+	for _, r := range e.Replicas {
+		fmt.Fprintf(&s.out, "  replica %d %s", r.Replica, r.State)
+		if r.NodeId != "" {
+			fmt.Fprintf(&s.out, " on %s", r.NodeId)
+		}
+		if r.Message != "" {
+			fmt.Fprintf(&s.out, ": %s", r.Message)
+		}
+		if r.Reason != nil {
+			fmt.Fprintf(&s.out, " [%s]", said(r.Reason))
+		}
+		s.out.WriteString("\n")
+	}
+}
+
+// decide lets the scheduler work until it rests, and tells what it did.
+func (s *script) decide() string {
+	plan := s.settle(func(p *Plan) {
+		for _, step := range p.Steps {
+			for _, op := range step.Txn.Success {
+				s.tell(op)
+			}
+		}
+	})
+	if s.out.Len() == 0 {
+		s.out.WriteString("nothing to do\n")
+	}
+	if !plan.Wake.IsZero() {
+		fmt.Fprintf(&s.out, "decides again in %s\n", plan.Wake.Sub(s.now))
+	}
+	out := s.out.String()
+	s.out.Reset()
+	return out
+}
+
+func (s *script) tell(op *pb.RequestOp) {
+	if d := op.GetRequestDeleteRange(); d != nil {
+		s.tellDelete(string(d.Key))
+		return
+	}
+	key, value := string(op.GetRequestPut().Key), op.GetRequestPut().Value
+	kv := &pb.KeyValue{Key: []byte(key), Value: value}
+	read := func(m proto.Message) {
+		if err := model.Parse(kv, m); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	switch {
+	case strings.HasPrefix(key, model.AssignmentsPrefix):
+		a := &pb.Assignment{}
+		read(a)
+		fmt.Fprintf(&s.out, "%s/%d on %s, %s", a.WorkloadId, a.Replica, a.NodeId, a.Revision)
+		for _, p := range a.Ports {
+			fmt.Fprintf(&s.out, ", port %d", p.HostPort)
+		}
+		if a.DesiredState != pb.DesiredState_DESIRED_RUNNING {
+			s.out.WriteString(", stopped")
+		}
+		fmt.Fprintf(&s.out, " (%s)\n", a.Explanation)
+	case strings.HasPrefix(key, model.ReplicasPrefix):
+		r := &pb.Replica{}
+		read(r)
+		fmt.Fprintf(&s.out, "%s/%d may still run on %s\n", r.WorkloadId, r.Replica, r.NodeId)
+	case strings.HasPrefix(key, model.RetriesPrefix):
+		r := &pb.Retry{}
+		read(r)
+		fmt.Fprintf(&s.out, "%s/%d %d of %d attempts", r.WorkloadId, r.Replica, r.Attempts, r.MaxAttempts)
+		if r.NextRetryAt != nil {
+			fmt.Fprintf(&s.out, ", next in %s", r.NextRetryAt.AsTime().Sub(s.now))
+		}
+		if r.Exhausted {
+			s.out.WriteString(", exhausted")
+		}
+		if len(r.FailedNodes) > 0 {
+			fmt.Fprintf(&s.out, ", avoids %s", strings.Join(r.FailedNodes, " "))
+		}
+		s.out.WriteString("\n")
+	case strings.HasPrefix(key, model.EventsPrefix):
+		e := &pb.Event{}
+		read(e)
+		fmt.Fprintf(&s.out, "event %s %s: %s\n", e.Type, e.WorkloadId, e.Message)
+	default:
+		st := &pb.WorkloadStatus{}
+		read(st)
+		id, _, _ := model.SplitKey(model.WorkloadsPrefix, key)
+		fmt.Fprintf(&s.out, "%s is %s, %d of %d running", id, st.State, st.Running, st.Desired)
+		if st.Updated != st.Running {
+			fmt.Fprintf(&s.out, ", %d updated", st.Updated)
+		}
+		if st.Failed > 0 {
+			fmt.Fprintf(&s.out, ", %d failed", st.Failed)
+		}
+		if st.Reason != nil {
+			fmt.Fprintf(&s.out, ": %s %s", st.Reason.Code, st.Reason.Message)
+		}
+		s.out.WriteString("\n")
+	}
+}
+
+func (s *script) tellDelete(key string) {
+	name := strings.ReplaceAll(key, "/00000", "/")
+	switch {
+	case strings.HasPrefix(key, model.AssignmentsPrefix):
+		fmt.Fprintf(&s.out, "%s is taken away\n", strings.TrimPrefix(name, model.AssignmentsPrefix))
+	case strings.HasPrefix(key, model.ReplicasPrefix):
+		fmt.Fprintf(&s.out, "%s is known to be gone\n", strings.TrimPrefix(name, model.ReplicasPrefix))
+	case strings.HasPrefix(key, model.RetriesPrefix) && !strings.HasSuffix(key, "/"):
+		fmt.Fprintf(&s.out, "%s begins anew\n", strings.TrimPrefix(name, model.RetriesPrefix))
+	case strings.HasPrefix(key, model.RevisionsPrefix) && !strings.HasSuffix(key, "/"):
+		fmt.Fprintf(&s.out, "revision %s is forgotten\n", strings.TrimPrefix(name, model.RevisionsPrefix))
+	case strings.HasPrefix(key, model.WorkloadsPrefix) && !strings.HasSuffix(key, "/"):
+		fmt.Fprintf(&s.out, "%s is deleted\n", strings.TrimPrefix(name, model.WorkloadsPrefix))
+	}
+}

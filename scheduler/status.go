@@ -1,0 +1,194 @@
+package scheduler
+
+import (
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/persys-dev/persys/internal/model"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// Why something is pending changes with every node; a status whose only news
+// is that is written at most this often. Explain is always exact.
+const messageInterval = 10 * time.Second
+
+// tally counts what a look at a workload found.
+type tally struct {
+	desired, assigned, running, updated, completed int32
+	// Wait for: their agent; a place; a place to move to; an end to the lease of
+	// their node; the next attempt; their turn to be replaced.
+	scheduled, pending, stuck, unknown, retrying, outdated int
+	failed                                                 int32
+	// Out of service on account of what was decided about them.
+	disrupted int
+
+	failReason, retryReason *pb.Reason
+	retryAt                 int64
+	// A node that is lost, and one that has to confirm that an instance is gone.
+	lost, leaving string
+	// Some replicas are part of assumed steps: the counts are not to be relied on.
+	busy bool
+	// The workload is to be stopped, or to be deleted.
+	stop, leave bool
+}
+
+// fail notes a replica that is given up.
+func (t *tally) fail(reason *pb.Reason) {
+	t.failed++
+	t.disrupted++
+	if t.failReason == nil {
+		t.failReason = reason
+	}
+}
+
+// state is the state of the workload as a whole: the gravest of its replicas'.
+func (t *tally) state() pb.State {
+	switch {
+	case t.leave:
+		return pb.State_DELETING
+	case t.stop && t.scheduled == 0:
+		return pb.State_STOPPED
+	case t.stop:
+		return pb.State_UPDATING
+	case t.failed > 0 || t.failReason != nil:
+		return pb.State_FAILED
+	case t.unknown > 0:
+		return pb.State_UNKNOWN
+	case t.pending > 0:
+		return pb.State_PENDING
+	case t.retrying > 0:
+		return pb.State_RETRY_PENDING
+	case t.outdated > 0 || t.stuck > 0 || t.leaving != "":
+		return pb.State_UPDATING
+	case t.scheduled > 0:
+		return pb.State_SCHEDULED
+	case t.completed > 0 && t.completed == t.desired:
+		return pb.State_COMPLETED
+	default:
+		return pb.State_RUNNING
+	}
+}
+
+// reason is why the workload is not as desired; nil where it is, or is on its
+// way.
+func (b *builder) reason(state pb.State) *pb.Reason {
+	t := &b.tally
+	switch {
+	case state == pb.State_FAILED:
+		r := proto.CloneOf(t.failReason)
+		if r == nil {
+			r = &pb.Reason{Code: pb.ReasonCode_RUNTIME_ERROR}
+		}
+		if t.failed > 1 {
+			r.Message += " (" + strconv.Itoa(int(t.failed)) + " replicas)"
+		}
+		return r
+	case state == pb.State_UNKNOWN:
+		return &pb.Reason{Code: pb.ReasonCode_NODE_LOST, Message: "node " + t.lost + " is lost; exclusive work moves when it can't be running there any more", Retryable: true}
+	case state == pb.State_PENDING || state == pb.State_UPDATING && t.stuck > 0:
+		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: b.d.why(b.w.want.shape), Retryable: true}
+	case state == pb.State_RETRY_PENDING:
+		return t.retryReason
+	case state == pb.State_UPDATING && t.leaving != "":
+		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: "waits for node " + t.leaving + " to confirm that the old instance is gone", Retryable: true}
+	}
+	return nil
+}
+
+// why says why the shape fits nowhere. Workloads that wait for the same are
+// told the same, as long as nothing was placed in between.
+func (d *decider) why(s *shape) string {
+	if s.why == "" || s.whyStamp != d.stamp || s.whyPlacements != d.placements {
+		s.why, s.whyStamp, s.whyPlacements = sentence(d.p.causes(s)), d.stamp, d.placements
+	}
+	return s.why
+}
+
+// writeStatus stores the workload's status where it differs from what is
+// stored.
+func (b *builder) writeStatus() {
+	w, t := b.w, &b.tally
+	if t.busy || b.truncated || w.want == nil || b.step != nil && b.step.leaves {
+		return
+	}
+	if w.want.kind == pb.WorkloadKind_GLOBAL && t.desired == 0 && !t.stop && !t.leave {
+		// It is as desired, and surely not what somebody wanted.
+		t.pending++
+		b.waiting = true
+	}
+	state := t.state()
+	next := &pb.WorkloadStatus{
+		State: state, Reason: b.reason(state), Revision: w.want.revision,
+		Desired: t.desired, Assigned: t.assigned, Running: t.running, Updated: t.updated, Failed: t.failed,
+	}
+	old := w.status
+	if w.assumed != nil {
+		old = w.assumed
+	}
+	if !b.differs(old, next) {
+		return
+	}
+	b.begin()
+	b.put([]byte(model.WorkloadStatusKey(w.id)), next)
+	b.step.status = next
+}
+
+// differs reports whether next is worth writing, and gives its reason the time
+// of its last transition.
+func (b *builder) differs(old, next *pb.WorkloadStatus) bool {
+	was, is := old.GetReason(), next.Reason
+	if is != nil {
+		is.LastTransition = b.d.nowStamp
+		if was != nil && old.State == next.State && was.Code == is.Code {
+			is.LastTransition = was.LastTransition
+		}
+	}
+	if old == nil {
+		return true
+	}
+	if proto.Equal(old, next) {
+		return false
+	}
+	if onlyMessage(old, next) && sameCauses(was.Message, is.Message) {
+		if due := unixNano(was.LastTransition) + int64(messageInterval); due > b.d.nano {
+			b.at(due)
+			return false
+		}
+		is.LastTransition = b.d.nowStamp
+	}
+	return true
+}
+
+// onlyMessage reports whether two statuses that are not equal differ in nothing
+// but the message of a pending placement.
+func onlyMessage(old, next *pb.WorkloadStatus) bool {
+	if old.GetReason().GetCode() != pb.ReasonCode_NO_PLACEMENT || next.GetReason().GetCode() != pb.ReasonCode_NO_PLACEMENT {
+		return false
+	}
+	like := proto.CloneOf(old)
+	like.Reason.Message = next.Reason.Message
+	return proto.Equal(like, next)
+}
+
+// sameCauses compares two messages without their numbers.
+func sameCauses(a, b string) bool {
+	i, j := 0, 0
+	digit := func(c byte) bool { return c >= '0' && c <= '9' }
+	for {
+		for i < len(a) && digit(a[i]) {
+			i++
+		}
+		for j < len(b) && digit(b[j]) {
+			j++
+		}
+		if i == len(a) || j == len(b) {
+			return i == len(a) && j == len(b)
+		}
+		if a[i] != b[j] {
+			return false
+		}
+		i, j = i+1, j+1
+	}
+}

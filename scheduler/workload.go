@@ -1,0 +1,248 @@
+package scheduler
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/persys-dev/persys/internal/model"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// workload is a workload as decisions see it, with everything that is stored
+// under its id.
+type workload struct {
+	id   string
+	hash uint64
+	// Of /workloads/<id>; 0 where there is no such record.
+	mod     int64
+	created int64
+	want    *want
+
+	status    *pb.WorkloadStatus
+	statusMod int64
+	// A status that was assumed and is not confirmed; decisions compare with it.
+	assumed *pb.WorkloadStatus
+	// Deletion of the record itself was assumed.
+	leaving bool
+
+	// By number.
+	replicas []*replica
+	// By mod_revision, oldest first.
+	revisions []storedRevision
+
+	// When time alone changes what is to be done; 0: never.
+	wake int64
+
+	places [sets]int32
+}
+
+type storedRevision struct {
+	name string
+	mod  int64
+}
+
+// want is what of a workload's spec decides.
+type want struct {
+	uid       string
+	revision  string
+	restart   int64
+	kind      pb.WorkloadKind
+	runtime   pb.WorkloadType
+	desired   pb.DesiredState
+	replicas  int32
+	exclusive bool
+	priority  int32
+	parallel  int
+	policy    pb.PlacementPolicy
+	shape     *shape
+	// Why nothing can be decided about it: admission lets no such spec pass.
+	invalid string
+}
+
+// shape is what a replica needs of a node. Workloads that need the same share
+// one, and with it the knowledge which nodes have no room for it.
+type shape struct {
+	key    string
+	uses   int
+	filter *filter
+	needs  amounts
+	ports  []*pb.Port
+
+	// Slots where it does not fit, as long as no node has gained anything.
+	full          bitset
+	growth, epoch uint64
+
+	// Why it fits nowhere, as of so many placements of a decision.
+	why           string
+	whyStamp      uint64
+	whyPlacements int
+}
+
+func (p *Picture) workloadNamed(id string) *workload {
+	w := p.workloads[id]
+	if w == nil {
+		w = &workload{id: id, hash: xxhash.Sum64String(id)}
+		p.workloads[id] = w
+	}
+	return w
+}
+
+// forgetWorkload drops a workload that nothing is stored of any more.
+func (p *Picture) forgetWorkload(w *workload) {
+	if w.mod != 0 || w.statusMod != 0 || len(w.replicas) > 0 || len(w.revisions) > 0 {
+		return
+	}
+	p.dirty.remove(w)
+	p.waiting.remove(w)
+	p.globals.remove(w)
+	w.wake = 0
+	delete(p.workloads, w.id)
+}
+
+func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
+	w := p.workloadNamed(id)
+	if w.want != nil {
+		p.dropShape(w.want.shape)
+		w.want = nil
+	}
+	w.mod, w.created = mod, created
+	if rec != nil {
+		w.want = p.wantOf(rec)
+	}
+	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
+		p.globals.add(w)
+	} else {
+		p.globals.remove(w)
+	}
+	w.leaving = false
+	p.touch(w)
+	p.forgetWorkload(w)
+}
+
+func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
+	w := p.workloadNamed(id)
+	w.statusMod, w.status = mod, s
+	w.assumed = nil
+	p.touch(w)
+	p.forgetWorkload(w)
+}
+
+func (p *Picture) putRevision(id, name string, mod int64) {
+	w := p.workloadNamed(id)
+	w.revisions = slices.DeleteFunc(w.revisions, func(r storedRevision) bool { return r.name == name })
+	if mod != 0 {
+		w.revisions = append(w.revisions, storedRevision{name, mod})
+		slices.SortFunc(w.revisions, func(a, b storedRevision) int { return cmp.Compare(a.mod, b.mod) })
+	}
+	p.touch(w)
+	p.forgetWorkload(w)
+}
+
+const (
+	defaultPriority = 50
+	bytesPerMB      = 1 << 20
+	bytesPerGB      = 1 << 30
+)
+
+func (p *Picture) wantOf(rec *pb.Workload) *want {
+	s := rec.GetSpec()
+	out := &want{
+		uid: rec.Uid, revision: rec.Revision, restart: rec.RestartGeneration,
+		kind: s.GetKind(), runtime: typeOf(s), desired: s.GetDesiredState(), replicas: 1,
+		priority: defaultPriority, parallel: max(1, int(s.GetUpdate().GetMaxParallel())), policy: s.GetPlacement().GetPolicy(),
+	}
+	if s != nil && s.Replicas != nil {
+		out.replicas = max(0, *s.Replicas)
+	}
+	if s != nil && s.Priority != nil {
+		out.priority = *s.Priority
+	}
+	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
+	needs, ports, err := needsOf(s)
+	if err != nil {
+		out.invalid = err.Error()
+	}
+	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
+	return out
+}
+
+func typeOf(s *pb.WorkloadSpec) pb.WorkloadType {
+	if t := s.GetType(); t != pb.WorkloadType_WORKLOAD_TYPE_UNSPECIFIED {
+		return t
+	}
+	switch s.GetSpec().(type) {
+	case *pb.WorkloadSpec_Container:
+		return pb.WorkloadType_CONTAINER
+	case *pb.WorkloadSpec_Compose:
+		return pb.WorkloadType_COMPOSE
+	case *pb.WorkloadSpec_Vm:
+		return pb.WorkloadType_VM
+	case *pb.WorkloadSpec_Process:
+		return pb.WorkloadType_PROCESS
+	}
+	return pb.WorkloadType_WORKLOAD_TYPE_UNSPECIFIED
+}
+
+// needsOf is what a replica reserves. What a VM is given counts where its
+// resources do not say more.
+func needsOf(s *pb.WorkloadSpec) (amounts, []*pb.Port, error) {
+	c, err := model.ParseResources(s.GetResources())
+	if err != nil {
+		return amounts{}, nil, err
+	}
+	needs := amounts{c.CpuMillis, c.MemoryBytes, c.DiskBytes}
+	if vm := s.GetVm(); vm != nil {
+		needs[cpu] = max(needs[cpu], int64(vm.Vcpus)*1000)
+		needs[memory] = max(needs[memory], vm.MemoryMb*bytesPerMB)
+		var disks int64
+		for _, d := range vm.Disks {
+			disks += d.SizeGb * bytesPerGB
+		}
+		needs[disk] = max(needs[disk], disks)
+	}
+	ports := s.GetContainer().GetPorts()
+	if s.GetProcess() != nil {
+		ports = s.GetProcess().Ports
+	}
+	return needs, ports, nil
+}
+
+func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, needs amounts, ports []*pb.Port) *shape {
+	f := p.filterOf(runtime, placement)
+	key := []byte(f.key)
+	for _, n := range needs {
+		key = strconv.AppendInt(append(key, 0), n, 10)
+	}
+	for _, port := range ports {
+		for _, n := range []int32{port.HostPort, port.ContainerPort} {
+			key = strconv.AppendInt(append(key, 0), int64(n), 10)
+		}
+		key = strconv.AppendQuote(strconv.AppendQuote(key, port.Protocol), port.HostIp)
+	}
+	if known := p.shapes[string(key)]; known != nil {
+		p.dropFilter(f)
+		known.uses++
+		return known
+	}
+	s := &shape{key: string(key), uses: 1, filter: f, needs: needs, ports: ports}
+	p.shapes[s.key] = s
+	return s
+}
+
+func (p *Picture) dropShape(s *shape) {
+	if s.uses--; s.uses == 0 {
+		p.dropFilter(s.filter)
+		delete(p.shapes, s.key)
+	}
+}
+
+// prepareShape brings what is known of the shape up to date with the nodes.
+func (p *Picture) prepareShape(s *shape) {
+	p.prepare(s.filter)
+	if s.full == nil || s.growth != p.growth || s.epoch != p.index.epoch {
+		s.full, s.growth, s.epoch = s.full.sized(len(p.index.slots)), p.growth, p.index.epoch
+	}
+}
