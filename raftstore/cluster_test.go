@@ -241,10 +241,7 @@ func (c *cluster) join(change func(*Config)) *replica {
 func (c *cluster) promote(r *replica) {
 	c.t.Helper()
 	ctx := within(c.t, patience)
-	leader := c.leader()
-	if err := leader.AddNonvoter(ctx, r.id(), r.address); err != nil {
-		c.t.Fatal(err)
-	}
+	eventually(c.t, "added", func() error { return c.leader().AddNonvoter(ctx, r.id(), r.address) })
 	eventually(c.t, "promoted", func() error { return c.leader().Promote(ctx, r.id()) })
 }
 
@@ -343,6 +340,20 @@ func (c *cluster) leader() *replica {
 		return ErrNoLeader
 	})
 	return leader
+}
+
+// asLeader has the leader do something, and again where it lost leadership over it:
+// on a busy machine there are elections at any time.
+func (c *cluster) asLeader(do func(leader *replica) error) error {
+	c.t.Helper()
+	var err error
+	eventually(c.t, "done by a leader", func() error {
+		if err = do(c.leader()); errors.Is(err, ErrNotLeader) {
+			return err
+		}
+		return nil
+	})
+	return err
 }
 
 func (c *cluster) followers() []*replica {

@@ -31,14 +31,14 @@ func TestMembershipFromOneToFiveToThree(t *testing.T) {
 	eventually(t, "the old leader is removed", func() error { return c.leader().Remove(ctx, old.id()) })
 	old.shut()
 	leaving := c.followers()[0]
-	if err := c.leader().Demote(ctx, leaving.id()); err != nil {
+	if err := c.asLeader(func(l *replica) error { return l.Demote(ctx, leaving.id()) }); err != nil {
 		t.Fatal(err)
 	}
 	leaving.mustPropose(put("from a non-voter", "v"))
-	if err := c.leader().Remove(ctx, leaving.id()); err != nil {
+	if err := c.asLeader(func(l *replica) error { return l.Remove(ctx, leaving.id()) }); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.leader().Remove(ctx, leaving.id()); err != nil {
+	if err := c.asLeader(func(l *replica) error { return l.Remove(ctx, leaving.id()) }); err != nil {
 		t.Errorf("removing who is gone: %v", err)
 	}
 	leaving.shut()
@@ -50,7 +50,8 @@ func TestMembershipFromOneToFiveToThree(t *testing.T) {
 }
 
 func TestRemoveIsRefusedWhereQuorumWouldBreak(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	// Who leads must not change in between.
+	c := newCluster(t, 3, func(cfg *Config) { cfg.Timing.Heartbeat = time.Second })
 	ctx := within(t, patience)
 	followers := c.followers()
 	leader := c.leader()

@@ -120,7 +120,8 @@ func TestRestartOfAllFromDisk(t *testing.T) {
 }
 
 func TestSnapshotForLaggingFollower(t *testing.T) {
-	c := newCluster(t, 3, func(cfg *Config) { cfg.Retention.TrailingEntries = 1 })
+	// Who leads must not change in between.
+	c := newCluster(t, 3, func(cfg *Config) { cfg.Retention.TrailingEntries, cfg.Timing.Heartbeat = 1, time.Second })
 	lagging := c.followers()[0]
 	w := lagging.Watch(WatchRange{Key: []byte("k"), End: []byte("l"), After: lagging.View().Revision()})
 	lagging.kill()

@@ -1,0 +1,92 @@
+// Package etcd speaks etcd's v3 API over the replicated keyspace, so that etcd's
+// clients work unchanged against any replica. It owns the protocol: translation,
+// limits, errors, watches, leases, etcd's own users and roles, and how the
+// system's keys are shown and accepted. It keeps no state that another replica
+// would miss, and depends on nothing of etcd but its published API.
+//
+// Source: the etcd API, go.etcd.io/etcd/api/v3 and https://etcd.io/docs/.
+package etcd
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+
+	"github.com/persys-dev/persys/fsm"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+// Store is the replicated keyspace, as one replica has it. Its errors are
+// *fsm.Error for what was refused, gRPC statuses of etcd's rpctypes where it can't
+// be reached, and those of the context.
+type Store interface {
+	// Propose returns when the transaction is applied here: View shows it.
+	Propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, error)
+	View() *fsm.View
+	// Linearizable is a view that shows everything acknowledged before the call.
+	Linearizable(ctx context.Context) (*fsm.View, error)
+	// Watch gives the changes of the keys in [key, end) after a revision.
+	Watch(key, end []byte, after int64) Watcher
+	// KeepAlive gives leases their whole time again; for each the seconds granted,
+	// 0 where there is no such lease.
+	KeepAlive(ctx context.Context, ids ...int64) ([]int64, error)
+	// LeaseTimes is how long each lease still lasts; -1 where there is none.
+	LeaseTimes(ctx context.Context, ids ...int64) ([]time.Duration, error)
+	// Term is raft's, as known here. It is called for each answer.
+	Term() uint64
+}
+
+// Watcher is pulled: it holds nothing that must be closed.
+type Watcher interface {
+	// Next waits for changes, whole revisions in order, up to revision.
+	Next(ctx context.Context) (events []*pb.KeyEvent, revision int64, err error)
+}
+
+// Config is what a Server is made of.
+type Config struct {
+	Store Store
+	// Cluster and Member are the ids that answers carry.
+	Cluster, Member uint64
+	// MaxRequestBytes bounds a request; default 1.5 MiB.
+	MaxRequestBytes int
+	// MaxTxnOps bounds each list of a transaction's compares and operations;
+	// default 128.
+	MaxTxnOps int
+	Logger    *slog.Logger
+}
+
+// Server answers etcd clients.
+type Server struct {
+	etcdpb.UnimplementedKVServer
+
+	store  Store
+	config Config
+	log    *slog.Logger
+	auth   *auth
+}
+
+// New makes a server; nothing runs until it is called.
+func New(c Config) *Server {
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = 1.5 * 1024 * 1024
+	}
+	if c.MaxTxnOps == 0 {
+		c.MaxTxnOps = 128
+	}
+	return &Server{store: c.Store, config: c, log: c.Logger, auth: newAuth(c.Store)}
+}
+
+// Register adds the services to a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	etcdpb.RegisterKVServer(r, s)
+}
+
+// header is that of an answer that was true at the revision.
+func (s *Server) header(revision int64) *etcdpb.ResponseHeader {
+	return &etcdpb.ResponseHeader{
+		ClusterId: s.config.Cluster, MemberId: s.config.Member, Revision: revision, RaftTerm: s.store.Term(),
+	}
+}
