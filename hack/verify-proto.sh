@@ -9,7 +9,7 @@ if ! command -v protoc >/dev/null; then
 fi
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-cp -r proto tools "$copy/"
+cp -r proto tools go.mod go.sum "$copy/"
 (cd "$copy" && sh proto/generate.sh)
 if ! diff -r -q -I '^//[[:space:]-]*protoc' proto "$copy/proto" >&2; then
 	echo "verify-proto: the generated code is not what proto/*.proto says (make proto makes it)" >&2
