@@ -85,11 +85,7 @@ func (c *preflight) txn(t *pb.Txn) (*Error, error) {
 func (c *preflight) op(op *pb.RequestOp) (*Error, error) {
 	switch r := op.Request.(type) {
 	case *pb.RequestOp_RequestRange:
-		_, refused := c.s.readRevision(r.RequestRange.Revision)
-		if rev := r.RequestRange.Revision; refused == nil && rev > 0 && rev < c.compacted {
-			refused = refuse(pb.TxnError_TXN_ERROR_COMPACTED, "revision %d is compacted, the oldest is %d", rev, c.compacted)
-		}
-		return refused, nil
+		return c.s.kept(r.RequestRange.Revision, c.compacted), nil
 	case *pb.RequestOp_RequestPut:
 		return c.put(r.RequestPut), nil
 	case *pb.RequestOp_RequestTxn:
@@ -113,13 +109,13 @@ func (c *preflight) op(op *pb.RequestOp) (*Error, error) {
 }
 
 func (c *preflight) put(p *pb.PutRequest) *Error {
-	if p.Lease != 0 && !c.leaseExists(p.Lease) {
-		return leaseNotFound(p.Lease)
-	}
 	if p.IgnoreValue || p.IgnoreLease {
 		if _, ok := c.s.current.Get(viewString(p.Key)); !ok {
 			return refuse(pb.TxnError_TXN_ERROR_KEY_NOT_FOUND, "key %q does not exist, which ignore_value and ignore_lease need", p.Key)
 		}
+	}
+	if p.Lease != 0 && !c.leaseExists(p.Lease) {
+		return leaseNotFound(p.Lease)
 	}
 	return nil
 }

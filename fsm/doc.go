@@ -61,8 +61,7 @@
 //
 // Where this differs from etcd: equals in a sort are ordered by key; an unknown
 // enum value, an empty operation and a transaction beyond the limits are
-// refused with TXN_ERROR_INVALID; a compaction to revision 0 is refused as
-// compacted.
+// refused with TXN_ERROR_INVALID.
 //
 // # Cost
 //

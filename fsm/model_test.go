@@ -25,7 +25,7 @@ type model struct {
 
 func newModel() *model {
 	return &model{
-		rev:     1,
+		rev: 1, compacted: -1,
 		states:  map[int64]map[string]*pb.KeyValue{1: {}},
 		leases:  map[int64]int64{},
 		answers: map[string]*pb.TxnResult{},
@@ -296,8 +296,11 @@ func (w *modelTxn) txn(t *pb.Txn, path *[]bool) *pb.TxnResponse {
 		switch r := op.Request.(type) {
 		case *pb.RequestOp_RequestRange:
 			resp, code := readFrom(w.m.states, w.kvs, w.revision(), w.compacted, r.RequestRange)
-			if code == 0 && r.RequestRange.Revision > w.begin {
+			switch rev := r.RequestRange.Revision; {
+			case rev > w.begin:
 				code = pb.TxnError_TXN_ERROR_FUTURE_REVISION
+			case rev < w.compacted && rev != 0:
+				code = pb.TxnError_TXN_ERROR_COMPACTED
 			}
 			if code != 0 {
 				fail(code)
@@ -350,11 +353,11 @@ func (w *modelTxn) txn(t *pb.Txn, path *[]bool) *pb.TxnResponse {
 func (w *modelTxn) put(p *pb.PutRequest) *pb.PutResponse {
 	prev, before := w.kvs[string(p.Key)], w.m.states[w.begin][string(p.Key)]
 	kv := &pb.KeyValue{Key: p.Key, Value: p.Value, Lease: p.Lease, CreateRevision: w.begin + 1, ModRevision: w.begin + 1, Version: 1}
-	if p.Lease != 0 && w.leases[p.Lease] == 0 {
-		fail(pb.TxnError_TXN_ERROR_LEASE_NOT_FOUND)
-	}
 	if (p.IgnoreLease || p.IgnoreValue) && before == nil {
 		fail(pb.TxnError_TXN_ERROR_KEY_NOT_FOUND)
+	}
+	if p.Lease != 0 && w.leases[p.Lease] == 0 {
+		fail(pb.TxnError_TXN_ERROR_LEASE_NOT_FOUND)
 	}
 	if p.IgnoreValue {
 		kv.Value = before.Value

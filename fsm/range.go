@@ -10,15 +10,47 @@ import (
 
 // readRevision is the revision that a read is for; 0 and less is the newest.
 func (s *state) readRevision(asked int64) (int64, *Error) {
-	switch {
-	case asked <= 0:
+	if asked <= 0 {
 		return s.revision, nil
-	case asked > s.revision:
-		return 0, refuse(pb.TxnError_TXN_ERROR_FUTURE_REVISION, "revision %d is in the future, the newest is %d", asked, s.revision)
-	case asked < s.compacted:
-		return 0, refuse(pb.TxnError_TXN_ERROR_COMPACTED, "revision %d is compacted, the oldest is %d", asked, s.compacted)
 	}
-	return asked, nil
+	return asked, s.kept(asked, s.compacted)
+}
+
+// kept refuses a revision that cannot be read when all before compacted is
+// forgotten. As in etcd, a transaction may not ask for one less than 0 either,
+// once something is compacted.
+func (s *state) kept(asked, compacted int64) *Error {
+	switch {
+	case asked > s.revision:
+		return refuse(pb.TxnError_TXN_ERROR_FUTURE_REVISION, "revision %d is in the future, the newest is %d", asked, s.revision)
+	case asked < compacted && asked != 0:
+		return refuse(pb.TxnError_TXN_ERROR_COMPACTED, "revision %d is compacted, the oldest is %d", asked, compacted)
+	}
+	return nil
+}
+
+// readTxn answers a transaction that is valid.
+func (s *state) readTxn(t *pb.Txn) (*pb.TxnResponse, *Error) {
+	response := &pb.TxnResponse{Revision: s.revision, Succeeded: s.holds(t.Compare)}
+	for _, op := range branch(t, response.Succeeded) {
+		switch r := op.Request.(type) {
+		case *pb.RequestOp_RequestRange:
+			if refused := s.kept(r.RequestRange.Revision, s.compacted); refused != nil {
+				return nil, refused
+			}
+			answer, _ := s.read(r.RequestRange)
+			response.Responses = append(response.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: answer}})
+		case *pb.RequestOp_RequestTxn:
+			answer, refused := s.readTxn(r.RequestTxn)
+			if refused != nil {
+				return nil, refused
+			}
+			response.Responses = append(response.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseTxn{ResponseTxn: answer}})
+		default:
+			return nil, invalid("the transaction does not only read")
+		}
+	}
+	return response, nil
 }
 
 // read answers a range request, which is valid. As in etcd the count is of what

@@ -166,7 +166,7 @@ func (b *builder) header(h *pb.SnapshotHeader) error {
 		return fmt.Errorf("format %d, this version knows %d", h.GetFormat(), snapshotFormat)
 	case h.FeatureLevel == 0 || h.FeatureLevel > FeatureLevel:
 		return fmt.Errorf("%w %d, this version knows up to %d", ErrFeatureLevel, h.FeatureLevel, FeatureLevel)
-	case h.Revision < 1 || h.Revision > 1<<62 || h.CompactRevision < 0 || h.CompactRevision > h.Revision:
+	case h.Revision < 1 || h.Revision > 1<<62 || h.CompactRevision < -1 || h.CompactRevision > h.Revision:
 		return fmt.Errorf("revision %d compacted at %d", h.Revision, h.CompactRevision)
 	}
 	b.store = New()
@@ -178,7 +178,7 @@ func (b *builder) header(h *pb.SnapshotHeader) error {
 // versionOf copies kv, which passes what holds for every version.
 func (b *builder) versionOf(kv *pb.KeyValue, sub uint32) (*version, error) {
 	switch {
-	case kv == nil || len(kv.Key) == 0 || len(kv.Key) > MaxKey:
+	case kv == nil || len(kv.Key) == 0 || len(kv.Key) > MaxTxnBytes:
 		return nil, fmt.Errorf("a key of %d bytes", len(kv.GetKey()))
 	case kv.ModRevision < 1 || kv.ModRevision > b.store.revision || kv.CreateRevision < 0 || kv.CreateRevision > kv.ModRevision:
 		return nil, fmt.Errorf("key %q created at %d and modified at %d, of %d", kv.Key, kv.CreateRevision, kv.ModRevision, b.store.revision)

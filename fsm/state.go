@@ -51,8 +51,9 @@ func newState() state {
 		past:     btree.NewBTreeGOptions((*version).before, btree.Options{NoLocks: true}),
 		leases:   btree.NewMap[int64, int64](0),
 		attached: btree.NewBTreeGOptions(attachment.before, btree.Options{NoLocks: true}),
-		// As in etcd, the first change makes revision 2.
-		chronicle: chronicle{revision: 1},
+		// As in etcd, the first change makes revision 2, and revision 0 can be
+		// compacted once.
+		chronicle: chronicle{revision: 1, compacted: -1},
 	}
 }
 

@@ -139,7 +139,6 @@ func TestMalformed(t *testing.T) {
 	for range fsm.MaxDepth {
 		deep = txn(&pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: deep}})
 	}
-	long := strings.Repeat("k", fsm.MaxKey+1)
 	many := make([]*pb.RequestOp, fsm.MaxOps+1)
 	for i := range many {
 		many[i] = put(fmt.Sprint(i), "")
@@ -150,7 +149,7 @@ func TestMalformed(t *testing.T) {
 		"no transaction":                     nil,
 		"request_id has 33 bytes":            {RequestId: make([]byte, fsm.MaxRequestID+1)},
 		"request_id is only for the outer":   txn(&pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.Txn{RequestId: key}}}),
-		"nested more than 16 deep":           deep,
+		"nested more than 256 deep":          deep,
 		"more than 8192 compares":            txn(many...),
 		"more than 8388608 bytes":            txn(put("k", strings.Repeat("x", fsm.MaxTxnBytes))),
 		"operation is empty":                 txn(&pb.RequestOp{}),
@@ -169,8 +168,7 @@ func TestMalformed(t *testing.T) {
 		"key is not provided":                txn(put("", "v")),
 		"key is not":                         txn(del("", "b")),
 		"key is":                             txn(rangeOp(&pb.RangeRequest{})),
-		"key has 65537 bytes":                txn(put(long, "")),
-		"range_end has 65537 bytes":          txn(del("k", long)),
+		"more than 8388608 bytes of keys":    txn(del("k", strings.Repeat("k", fsm.MaxTxnBytes))),
 		"value is provided":                  txn(putOp(&pb.PutRequest{Key: key, Value: key, IgnoreValue: true})),
 		"lease is provided":                  txn(putOp(&pb.PutRequest{Key: key, Lease: 1, IgnoreLease: true})),
 		"unknown sort_order 3":               txn(rangeOp(&pb.RangeRequest{Key: key, SortOrder: 3})),

@@ -9,13 +9,11 @@ import (
 const (
 	// MaxRequestID is the length of a request id in bytes.
 	MaxRequestID = 32
-	// MaxKey is the length of a key or a range end in bytes.
-	MaxKey = 64 << 10
 	// MaxOps is the number of compares and operations of a transaction, those of
 	// nested transactions and of branches that are not taken included.
 	MaxOps = 8192
 	// MaxDepth is how deep transactions may be nested.
-	MaxDepth = 16
+	MaxDepth = 256
 	// MaxTxnBytes is the sum of all keys, range ends and values in bytes.
 	MaxTxnBytes = 8 << 20
 	// MaxLeaseTTL in seconds, as in etcd.
@@ -112,7 +110,7 @@ func (n *txnSize) compare(c *pb.Compare) *Error {
 	if c == nil {
 		return invalid("compare is empty")
 	}
-	if refused := validateKeys(c.Key, c.RangeEnd); refused != nil {
+	if refused := validateKey(c.Key); refused != nil {
 		return refused
 	}
 	if c.Result < pb.Compare_EQUAL || c.Result > pb.Compare_NOT_EQUAL {
@@ -138,7 +136,7 @@ func (n *txnSize) op(op *pb.RequestOp, depth int) *Error {
 		if d == nil {
 			return invalid("delete_range is empty")
 		}
-		if refused := validateKeys(d.Key, d.RangeEnd); refused != nil {
+		if refused := validateKey(d.Key); refused != nil {
 			return refused
 		}
 		return n.add(0, len(d.Key)+len(d.RangeEnd))
@@ -183,7 +181,7 @@ func (n *txnSize) put(p *pb.PutRequest) *Error {
 	if p == nil {
 		return invalid("put is empty")
 	}
-	if refused := validateKeys(p.Key, nil); refused != nil {
+	if refused := validateKey(p.Key); refused != nil {
 		return refused
 	}
 	switch {
@@ -199,7 +197,7 @@ func validateRange(r *pb.RangeRequest) *Error {
 	if r == nil {
 		return invalid("range is empty")
 	}
-	if refused := validateKeys(r.Key, r.RangeEnd); refused != nil {
+	if refused := validateKey(r.Key); refused != nil {
 		return refused
 	}
 	if r.SortOrder < pb.RangeRequest_NONE || r.SortOrder > pb.RangeRequest_DESCEND {
@@ -211,14 +209,9 @@ func validateRange(r *pb.RangeRequest) *Error {
 	return nil
 }
 
-func validateKeys(key, end []byte) *Error {
-	switch {
-	case len(key) == 0:
+func validateKey(key []byte) *Error {
+	if len(key) == 0 {
 		return invalid("key is not provided")
-	case len(key) > MaxKey:
-		return invalid("key has %d bytes, at most %d are allowed", len(key), MaxKey)
-	case len(end) > MaxKey:
-		return invalid("range_end has %d bytes, at most %d are allowed", len(end), MaxKey)
 	}
 	return nil
 }

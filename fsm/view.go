@@ -17,8 +17,8 @@ type View struct {
 // Revision is the newest revision.
 func (v *View) Revision() int64 { return v.s.revision }
 
-// CompactRevision is the oldest revision that can be read; 0 before the first
-// compaction.
+// CompactRevision is the oldest revision that can be read; -1 before the first
+// compaction, as in etcd.
 func (v *View) CompactRevision() int64 { return v.s.compacted }
 
 // Index is that of the last log entry applied; 0 for none.
@@ -52,6 +52,19 @@ func (v *View) Range(r *pb.RangeRequest) (*pb.RangeResponse, error) {
 		return nil, refused
 	}
 	resp, refused := v.s.read(r)
+	if refused != nil {
+		return nil, refused
+	}
+	return resp, nil
+}
+
+// Txn answers a transaction that only reads, as Apply would. What would change
+// something is refused as INVALID.
+func (v *View) Txn(t *pb.Txn) (*pb.TxnResponse, error) {
+	if refused := validate(t); refused != nil {
+		return nil, refused
+	}
+	resp, refused := v.s.readTxn(t)
 	if refused != nil {
 		return nil, refused
 	}
