@@ -21,7 +21,7 @@ import (
 // here is not imported without thinking about it: no clock, network, disk or
 // chance.
 var allowedImports = []string{
-	"bufio", "bytes", "cmp", "encoding/binary", "errors", "fmt", "io", "iter", "math/bits", "slices", "sort", "strings", "sync", "time", "unsafe",
+	"bufio", "bytes", "cmp", "crypto/sha256", "encoding/binary", "errors", "fmt", "hash", "io", "iter", "math/bits", "slices", "sort", "strings", "sync", "time", "unsafe",
 	"github.com/cespare/xxhash/v2",
 	"github.com/tidwall/btree",
 	"google.golang.org/protobuf/proto",

@@ -2,9 +2,12 @@ package fsm
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"slices"
 
@@ -37,10 +40,19 @@ func Restore(r io.Reader) (*Store, error) {
 		if err := b.record(record, checksum); err != nil {
 			return nil, bad("record %d: %w", b.records, err)
 		}
+		if in.digest == nil && record.GetHeader().GetFormat() == formatSealed {
+			in.digest = sha256.New()
+			_, _ = in.digest.Write(in.buf) // never fails
+		}
+	}
+	if in.digest != nil {
+		if err := in.seal(); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := in.r.ReadByte(); err != io.EOF {
 		if err == nil {
-			err = errors.New("more data after the footer")
+			err = errors.New("more data after the end")
 		}
 		return nil, bad("%w", err)
 	}
@@ -50,8 +62,24 @@ func Restore(r io.Reader) (*Store, error) {
 type recordReader struct {
 	r      *bufio.Reader
 	sum    *xxhash.Digest
+	digest hash.Hash // of a sealed stream, once its header is known
+	read   int64
 	buf    []byte
 	record pb.SnapshotRecord
+}
+
+// seal reads what follows the footer of a sealed stream.
+func (in *recordReader) seal() error {
+	tail := make([]byte, padding(in.read)+sha256.Size)
+	if _, err := io.ReadFull(in.r, tail); err != nil {
+		return bad("read the seal: %w", noEOF(err))
+	}
+	zeros := tail[:len(tail)-sha256.Size]
+	_, _ = in.digest.Write(zeros) // never fails
+	if !bytes.Equal(in.digest.Sum(nil), tail[len(zeros):]) {
+		return bad("the seal is not the SHA-256 of what is before it")
+	}
+	return nil
 }
 
 // next is valid until the next call.
@@ -69,7 +97,11 @@ func (in *recordReader) next() (*pb.SnapshotRecord, error) {
 	if _, err := io.ReadFull(in.r, in.buf[head:]); err != nil {
 		return nil, bad("read a record of %d bytes: %w", n, noEOF(err))
 	}
+	in.read += int64(len(in.buf))
 	_, _ = in.sum.Write(in.buf) // never fails
+	if in.digest != nil {
+		_, _ = in.digest.Write(in.buf) // never fails
+	}
 	// Nearly all records are versions: their message is used again.
 	record := &in.record
 	switch r := record.Record.(type) {
@@ -162,8 +194,8 @@ func (b *builder) record(record *pb.SnapshotRecord, checksum uint64) error {
 
 func (b *builder) header(h *pb.SnapshotHeader) error {
 	switch {
-	case h.GetFormat() != snapshotFormat:
-		return fmt.Errorf("format %d, this version knows %d", h.GetFormat(), snapshotFormat)
+	case h.GetFormat() != formatPlain && h.GetFormat() != formatSealed:
+		return fmt.Errorf("format %d, this version knows %d and %d", h.GetFormat(), formatPlain, formatSealed)
 	case h.FeatureLevel == 0 || h.FeatureLevel > FeatureLevel:
 		return fmt.Errorf("%w %d, this version knows up to %d", ErrFeatureLevel, h.FeatureLevel, FeatureLevel)
 	case h.Revision < 1 || h.Revision > 1<<62 || h.CompactRevision < -1 || h.CompactRevision > h.Revision:

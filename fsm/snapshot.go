@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -12,11 +13,18 @@ import (
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
-// snapshotFormat is the layout of the stream: each record is preceded by its
-// length in bytes as a varint; one header; live versions in key order; past
-// versions by key and age; leases by id; remembered requests, oldest first;
-// one footer.
-const snapshotFormat = 1
+// Formats of the stream. In both each record is preceded by its length in bytes
+// as a varint; one header; live versions in key order; past versions by key and
+// age; leases by id; remembered requests, oldest first; one footer. A sealed one
+// goes on with zeros up to the next multiple of sealBlock and ends with the SHA-256
+// of all before it, as etcd's snapshots do, so that etcd's tools take the file for
+// a whole one.
+const (
+	formatPlain  = 1
+	formatSealed = 2
+
+	sealBlock = 512
+)
 
 // maxRecord bounds what a reader allocates for a record. The largest are a
 // version of MaxTxnBytes and an answer of MaxAnswer bytes.
@@ -24,9 +32,31 @@ const maxRecord = MaxTxnBytes + 1<<20
 
 // WriteTo writes the snapshot stream, which Restore reads. It holds one record
 // in memory at a time.
-func (v *View) WriteTo(w io.Writer) (int64, error) {
+func (v *View) WriteTo(w io.Writer) (int64, error) { return v.write(w, formatPlain) }
+
+// WriteSealed is WriteTo with etcd's seal at the end; Restore reads and verifies
+// that too.
+func (v *View) WriteSealed(w io.Writer) (int64, error) {
+	digest := sha256.New()
+	written, err := v.write(io.MultiWriter(w, digest), formatSealed)
+	if err != nil {
+		return written, err
+	}
+	padding := make([]byte, padding(written), sealBlock+sha256.Size)
+	_, _ = digest.Write(padding) // never fails
+	n, err := w.Write(digest.Sum(padding))
+	if err != nil {
+		err = fmt.Errorf("fsm: write snapshot: %w", err)
+	}
+	return written + int64(n), err
+}
+
+// padding is how many bytes are missing to a multiple of sealBlock.
+func padding(written int64) int64 { return (sealBlock - written%sealBlock) % sealBlock }
+
+func (v *View) write(w io.Writer, format uint32) (int64, error) {
 	out := recordWriter{w: bufio.NewWriterSize(w, 256<<10), sum: xxhash.New()}
-	out.header(&v.s)
+	out.header(&v.s, format)
 	out.versions(&v.s)
 	out.rest(&v.s)
 	out.footer(v.Hash())
@@ -72,9 +102,9 @@ func (w *recordWriter) write(r *pb.SnapshotRecord) bool {
 	return w.err == nil
 }
 
-func (w *recordWriter) header(s *state) {
+func (w *recordWriter) header(s *state, format uint32) {
 	w.write(&pb.SnapshotRecord{Record: &pb.SnapshotRecord_Header{Header: &pb.SnapshotHeader{
-		Format:          snapshotFormat,
+		Format:          format,
 		Revision:        s.revision,
 		CompactRevision: s.compacted,
 		TimeUnixNano:    s.now,

@@ -81,6 +81,7 @@ const (
 	hashLease
 	hashRequest
 	hashScalars
+	hashKV // of HashKV alone
 )
 
 func (v *version) hash() uint64 {
