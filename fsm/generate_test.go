@@ -1,6 +1,8 @@
 package fsm_test
 
 import (
+	"math"
+
 	"pgregory.net/rapid"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -10,7 +12,7 @@ import (
 var (
 	someKey   = rapid.SampledFrom([]string{"a", "a\x00", "ab", "b", "c", "d\xff"})
 	someEnd   = rapid.SampledFrom([]string{"", "", "", "\x00", "a\x00", "b", "c", "d", "\xff"})
-	someLease = rapid.Int64Range(1, 4)
+	someLease = rapid.SampledFrom([]int64{1, 2, -1, math.MinInt64})
 	someValue = rapid.SampledFrom([]string{"", "x", "y", "zz"})
 	someID    = rapid.SampledFrom([]string{"", "", "", "r1", "r2", "r3"})
 	someWhole = rapid.SampledFrom([]bool{true, false})

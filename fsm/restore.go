@@ -216,8 +216,8 @@ func (b *builder) versionOf(kv *pb.KeyValue, sub uint32) (*version, error) {
 		return nil, fmt.Errorf("key %q created at %d and modified at %d, of %d", kv.Key, kv.CreateRevision, kv.ModRevision, b.store.revision)
 	case kv.CreateRevision == 0 && (kv.Version != 0 || kv.Lease != 0 || len(kv.Value) != 0):
 		return nil, fmt.Errorf("key %q has a tombstone with content", kv.Key)
-	case kv.CreateRevision != 0 && kv.Version < 1 || kv.Lease < 0:
-		return nil, fmt.Errorf("key %q has version %d and lease %d", kv.Key, kv.Version, kv.Lease)
+	case kv.CreateRevision != 0 && kv.Version < 1:
+		return nil, fmt.Errorf("key %q has version %d", kv.Key, kv.Version)
 	}
 	v := newVersion(viewString(kv.Key), kv.Value)
 	v.create, v.mod, v.ver, v.lease, v.sub = kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease, sub
@@ -256,7 +256,8 @@ func (b *builder) past(kv *pb.KeyValue, sub uint32) error {
 }
 
 func (b *builder) addLease(l *pb.LeaseRecord) error {
-	if l.GetId() <= b.lease || l.TtlSeconds <= 0 || l.TtlSeconds > MaxLeaseTTL {
+	first := b.store.leases.Len() == 0
+	if l.GetId() == 0 || !first && l.Id <= b.lease || l.TtlSeconds <= 0 || l.TtlSeconds > MaxLeaseTTL {
 		return fmt.Errorf("lease %d of %d seconds after lease %d", l.GetId(), l.GetTtlSeconds(), b.lease)
 	}
 	b.lease = l.Id

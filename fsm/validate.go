@@ -150,16 +150,16 @@ func (n *txnSize) op(op *pb.RequestOp, depth int) *Error {
 			return n.txn(t, depth+1)
 		}
 	case *pb.RequestOp_LeaseGrant:
-		if id := r.LeaseGrant.GetId(); id <= 0 {
-			return invalid("lease id %d is not positive", id)
+		if r.LeaseGrant.GetId() == 0 {
+			return invalid("lease id is 0")
 		}
 		if ttl := r.LeaseGrant.GetTtlSeconds(); ttl <= 0 || ttl > MaxLeaseTTL {
 			return invalid("lease ttl %d is not within 1 and %d seconds", ttl, int64(MaxLeaseTTL))
 		}
 		return nil
 	case *pb.RequestOp_LeaseRevoke:
-		if id := r.LeaseRevoke.GetId(); id <= 0 {
-			return invalid("lease id %d is not positive", id)
+		if r.LeaseRevoke.GetId() == 0 {
+			return invalid("lease id is 0")
 		}
 		return nil
 	case *pb.RequestOp_Compact:

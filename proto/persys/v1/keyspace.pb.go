@@ -1130,7 +1130,7 @@ func (*Compare_Lease) isCompare_TargetUnion() {}
 // LeaseGrant creates a lease. It fails when the id exists.
 type LeaseGrant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Must be positive: the proposer chooses it.
+	// Any but 0: the proposer chooses it.
 	Id            int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	TtlSeconds    int64 `protobuf:"varint,2,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
