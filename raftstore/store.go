@@ -237,6 +237,14 @@ type Status struct {
 	Halted error
 }
 
+// Term is raft's, as known here; 0 before Run. It never blocks and costs nothing.
+func (s *Store) Term() uint64 {
+	if !s.isStarted() {
+		return 0
+	}
+	return s.raft.CurrentTerm()
+}
+
 // Status never blocks.
 func (s *Store) Status() Status {
 	st := Status{

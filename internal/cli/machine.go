@@ -68,10 +68,26 @@ func (m *machine) sharedFlags() {
 	f.StringVar(&c.Memory, "memory", "", "memory to offer to workloads (default: all)")
 	f.StringVar(&c.Disk, "disk", "", "disk to offer to workloads (default: what is free)")
 	f.DurationVar(&c.LeaseTTL, "lease-ttl", 0, "how long a silent node is kept (default 10s)")
+	m.etcdFlags()
 	f.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	settings(f, "bind", "https-port", "grpc-port", "gossip-port", "label=labels", "docker-host", "allow-bind-root=allow_bind_roots",
 		"allow-privileged", "cpu", "memory", "disk", "lease-ttl", "log-level", "log-format")
+}
+
+// etcdFlags are named as etcd's, with the prefix that tells them from our own.
+func (m *machine) etcdFlags() {
+	f, c := m.flags, &m.config.Etcd
+	f.StringVar(&c.Listen, "etcd-listen", "", "`HOST:PORT` for etcd's clients that have no certificate of the cluster (default: none); plain on loopback")
+	f.StringVar(&c.CertFile, "etcd-cert-file", "", "certificate `file` of that port, PEM")
+	f.StringVar(&c.KeyFile, "etcd-key-file", "", "key `file` of that port, PEM")
+	f.StringVar(&c.TrustedCAFile, "etcd-trusted-ca-file", "", "`file` of the authorities that clients' certificates must come from, PEM (default: none needed)")
+	f.BoolVar(&c.ClientCertAuth, "etcd-client-cert-auth", false, "the name in a client's certificate is that of a user of etcd's auth")
+	f.IntVar(&c.MaxRequestBytes, "etcd-max-request-bytes", 0, "largest request of an etcd client (default 1572864)")
+	f.IntVar(&c.MaxTxnOps, "etcd-max-txn-ops", 0, "most operations in a transaction of an etcd client (default 128)")
+	f.IntVar(&c.MaxStreams, "etcd-max-streams", 0, "most calls that are open on one connection of an etcd client (default 10000)")
+	settings(f, "etcd-listen", "etcd-cert-file", "etcd-key-file", "etcd-trusted-ca-file", "etcd-client-cert-auth",
+		"etcd-max-request-bytes", "etcd-max-txn-ops", "etcd-max-streams")
 }
 
 // agentFlag is for those that run a server.
@@ -134,6 +150,11 @@ func portsFree(c server.Config, role pb.Role) error {
 	for _, u := range uses {
 		if err := portFree(u.network, hostPort(c.Bind, u.port)); err != nil {
 			return coded(exitConflict, "port %d/%s on %s can't be used: %w; choose another with --%s, or --bind", u.port, u.network, c.Bind, err, u.flag)
+		}
+	}
+	if listen := c.Etcd.Listen; role == pb.Role_ROLE_SERVER && listen != "" {
+		if err := portFree("tcp", listen); err != nil {
+			return coded(exitConflict, "%s can't be used for etcd's clients: %w; choose another with --etcd-listen", listen, err)
 		}
 	}
 	return nil

@@ -63,6 +63,8 @@ type Config struct {
 	// LeaseTTL is how long a silent node is kept; at least 2 s, default 10 s.
 	LeaseTTL time.Duration `yaml:"lease_ttl"`
 
+	Etcd EtcdConfig `yaml:",inline"`
+
 	// LogLevel is debug, info, warn or error; LogFormat is text or json.
 	LogLevel  string `yaml:"log_level"`
 	LogFormat string `yaml:"log_format"`
@@ -125,6 +127,9 @@ func (c Config) WithDefaults() (Config, error) {
 		if *p.port < 1 || *p.port > 65535 {
 			return c, fmt.Errorf("%s: %d is not a port; allowed: 1 to 65535", p.field, *p.port)
 		}
+	}
+	if c.Etcd, err = c.Etcd.withDefaults(); err != nil {
+		return c, err
 	}
 	if c.LeaseTTL == 0 {
 		c.LeaseTTL = 10 * time.Second

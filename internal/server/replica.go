@@ -26,6 +26,7 @@ import (
 
 	"github.com/persys-dev/persys/fsm"
 	"github.com/persys-dev/persys/gateway"
+	"github.com/persys-dev/persys/gateway/etcd"
 	"github.com/persys-dev/persys/internal/gossip"
 	"github.com/persys-dev/persys/internal/model"
 	"github.com/persys-dev/persys/internal/pki"
@@ -55,6 +56,7 @@ type replica struct {
 	picture     *picture
 	sessions    *sessions
 	gateway     *gateway.Gateway
+	etcd        *etcd.Server
 
 	// Not nil while this replica leads.
 	leading atomic.Pointer[leading]
@@ -105,6 +107,11 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 	}
 	r.sessions = newSessions(log, newDesired(), r.store.View, r.store.Linearizable, r.welcome)
 	r.gateway = gateway.New(r.gatewayConfig())
+	r.etcd = etcd.New(r.etcdConfig())
+	etcdPort, err := r.newEtcdPort()
+	if err != nil {
+		return err
+	}
 
 	grpcServer := r.grpcServer()
 	httpServer := &http.Server{
@@ -127,6 +134,9 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 	group.Go(func() error {
 		return serveHTTP(serving, httpServer, tls.NewListener(httpsListener, r.credentials.ServerTLS("h2", "http/1.1")))
 	})
+	if etcdPort != nil {
+		group.Go(func() error { return etcdPort.run(serving) })
+	}
 	group.Go(func() error { return r.gossip.Run(serving) })
 	group.Go(func() error { return r.follow(serving) })
 	group.Go(func() error { return r.sessions.relay(serving, r.memberID, r.relayToLeader) })
@@ -136,6 +146,7 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 		group.Go(func() error { return run(serving, r) })
 	}
 	log.Info("server is up", "cluster", id.ClusterID, "https", c.httpsAddress(), "grpc", c.grpcAddress(), "gossip", c.gossipAddress())
+	etcdPort.announce()
 	err = group.Wait()
 	if ctx.Err() != nil {
 		return storeErr // the others ended because it did
@@ -224,6 +235,7 @@ func (r *replica) grpcServer() *grpc.Server {
 	pb.RegisterFleetServer(s, &fleet{replica: r})
 	pb.RegisterAgentsServer(s, r.sessions)
 	r.gateway.Register(s)
+	r.registerEtcd(s)
 	return s
 }
 
@@ -284,7 +296,7 @@ func (r *replica) welcome() *pb.Welcome {
 func (r *replica) member() *pb.Member {
 	return &pb.Member{
 		Id: r.memberID, Name: r.config.Name, GrpcAddress: r.config.grpcAddress(), HttpsAddress: r.config.httpsAddress(),
-		GossipAddress: r.config.gossipAddress(), Version: Version, FeatureLevel: fsm.FeatureLevel,
+		GossipAddress: r.config.gossipAddress(), Version: Version, FeatureLevel: fsm.FeatureLevel, EtcdUrl: r.config.etcdURL(),
 	}
 }
 
@@ -344,7 +356,7 @@ func (r *replica) enrolled(own *pb.Member) bool {
 	stored := &pb.Member{}
 	_, ok, err := model.Load(r.store.View(), model.MemberKey(own.Id), stored)
 	if err != nil || !ok || stored.GrpcAddress != own.GrpcAddress || stored.HttpsAddress != own.HttpsAddress ||
-		stored.GossipAddress != own.GossipAddress || stored.Version != own.Version {
+		stored.GossipAddress != own.GossipAddress || stored.Version != own.Version || stored.EtcdUrl != own.EtcdUrl {
 		return false
 	}
 	return slices.ContainsFunc(r.raftServers(), func(s raftServer) bool { return s.id == own.Id && s.address == own.GrpcAddress })

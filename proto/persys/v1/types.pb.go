@@ -3527,11 +3527,14 @@ type Member struct {
 	// Kept out of the voters on request.
 	Demoted bool `protobuf:"varint,10,opt,name=demoted,proto3" json:"demoted,omitempty"`
 	// In answers only.
-	Voter         bool   `protobuf:"varint,11,opt,name=voter,proto3" json:"voter,omitempty"`
-	Leader        bool   `protobuf:"varint,12,opt,name=leader,proto3" json:"leader,omitempty"`
-	Reachable     bool   `protobuf:"varint,13,opt,name=reachable,proto3" json:"reachable,omitempty"`
-	AppliedIndex  uint64 `protobuf:"varint,14,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	FeatureLevel  uint32 `protobuf:"varint,15,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Voter        bool   `protobuf:"varint,11,opt,name=voter,proto3" json:"voter,omitempty"`
+	Leader       bool   `protobuf:"varint,12,opt,name=leader,proto3" json:"leader,omitempty"`
+	Reachable    bool   `protobuf:"varint,13,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	AppliedIndex uint64 `protobuf:"varint,14,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	FeatureLevel uint32 `protobuf:"varint,15,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	// URL of the port for etcd's clients that have no certificate of the cluster;
+	// empty where there is none.
+	EtcdUrl       string `protobuf:"bytes,16,opt,name=etcd_url,json=etcdUrl,proto3" json:"etcd_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3669,6 +3672,13 @@ func (x *Member) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *Member) GetEtcdUrl() string {
+	if x != nil {
+		return x.EtcdUrl
+	}
+	return ""
 }
 
 // LeaderEpoch is stored at /system/epoch. Each transaction of a leader compares it.
@@ -4411,7 +4421,7 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\blease_id\x18\x01 \x01(\x03R\aleaseId\x12\x1f\n" +
 	"\vttl_seconds\x18\x02 \x01(\x03R\n" +
 	"ttlSeconds\x12 \n" +
-	"\vincarnation\x18\x03 \x01(\tR\vincarnation\"\xd2\x03\n" +
+	"\vincarnation\x18\x03 \x01(\tR\vincarnation\"\xed\x03\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -4428,7 +4438,8 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\x06leader\x18\f \x01(\bR\x06leader\x12\x1c\n" +
 	"\treachable\x18\r \x01(\bR\treachable\x12#\n" +
 	"\rapplied_index\x18\x0e \x01(\x04R\fappliedIndex\x12#\n" +
-	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\"@\n" +
+	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x12\x19\n" +
+	"\betcd_url\x18\x10 \x01(\tR\aetcdUrl\"@\n" +
 	"\vLeaderEpoch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\"n\n" +

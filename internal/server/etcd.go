@@ -1,0 +1,108 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/persys-dev/persys/fsm"
+	"github.com/persys-dev/persys/gateway/etcd"
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+	"github.com/persys-dev/persys/raftstore"
+)
+
+// etcdID makes of a name the number that etcd's API wants; never 0, which stands
+// for none.
+func etcdID(name string) uint64 { return max(1, xxhash.Sum64String(name)) }
+
+func (r *replica) etcdConfig() etcd.Config {
+	c := r.config.Etcd
+	return etcd.Config{
+		Store: etcdStore{r.store}, Cluster: etcdID(r.id.ClusterID), Member: etcdID(r.memberID),
+		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, Logger: r.log.With("part", "etcd"),
+	}
+}
+
+// newEtcdPort opens the port for etcd's clients; nil where none is wanted.
+func (r *replica) newEtcdPort() (*etcdPort, error) {
+	c := r.config.Etcd
+	if c.Listen == "" {
+		return nil, nil
+	}
+	p := &etcdPort{log: r.log.With("part", "etcd")}
+	var err error
+	if p.tls, err = c.tls(); err != nil {
+		return nil, err
+	}
+	if p.listener, err = net.Listen("tcp", c.Listen); err != nil {
+		return nil, conflict("etcd_listen: %v; is an etcd running here? choose another port or address", err)
+	}
+	p.grpc = grpc.NewServer(c.grpcOptions()...)
+	r.registerEtcd(p.grpc)
+	p.http = &http.Server{
+		Handler: http.NotFoundHandler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	}
+	return p, nil
+}
+
+// registerEtcd adds what etcd's clients expect of a gRPC server.
+func (r *replica) registerEtcd(s *grpc.Server) {
+	r.etcd.Register(s)
+	healthpb.RegisterHealthServer(s, health.NewServer())
+	reflection.Register(s)
+}
+
+// etcdStore gives a raftstore the types and the errors of package etcd.
+type etcdStore struct{ *raftstore.Store }
+
+func (s etcdStore) Propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, error) {
+	answer, err := s.Store.Propose(ctx, txn)
+	return answer, etcdError(err)
+}
+
+func (s etcdStore) Linearizable(ctx context.Context) (*fsm.View, error) {
+	v, err := s.Store.Linearizable(ctx)
+	return v, etcdError(err)
+}
+
+func (s etcdStore) Watch(key, end []byte, after int64) etcd.Watcher {
+	return s.Store.Watch(raftstore.WatchRange{Key: key, End: end, After: after})
+}
+
+func (s etcdStore) KeepAlive(ctx context.Context, ids ...int64) ([]int64, error) {
+	ttls, err := s.Store.KeepAlive(ctx, ids...)
+	return ttls, etcdError(err)
+}
+
+func (s etcdStore) LeaseTimes(ctx context.Context, ids ...int64) ([]time.Duration, error) {
+	left, err := s.Store.LeaseTimes(ctx, ids...)
+	return left, etcdError(err)
+}
+
+// etcdError says in etcd's words why the store cannot be reached. Clients try a
+// write again only where it surely was not carried out; of these none tells them
+// to do it by themselves.
+func etcdError(err error) error {
+	switch {
+	case errors.Is(err, raftstore.ErrNoLeader):
+		return rpctypes.ErrGRPCNoLeader
+	case errors.Is(err, raftstore.ErrOutcomeUnknown):
+		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
+	case errors.Is(err, raftstore.ErrNotLeader):
+		return rpctypes.ErrGRPCLeaderChanged
+	case errors.Is(err, raftstore.ErrClosed):
+		return rpctypes.ErrGRPCStopped
+	}
+	return err
+}
