@@ -164,6 +164,18 @@ func (s *Store) snapshotWhenLarge(ctx context.Context) {
 	}
 }
 
+// Snapshot writes the state to disk now, and drops the log that led to it but for
+// Retention.TrailingEntries. When ctx ends first it goes on all the same.
+func (s *Store) Snapshot(ctx context.Context) error {
+	if err := s.awaitStart(ctx); err != nil {
+		return err
+	}
+	if err := await(ctx, s.raft.Snapshot()); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return fmt.Errorf("raftstore: snapshot: %w", err)
+	}
+	return nil
+}
+
 // stalled is called by the watchdog.
 func (s *Store) stalled(stalled bool) {
 	s.metrics.stalls.Set(b2f(stalled))
