@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -14,6 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/persys-dev/persys/internal/pki"
+	"github.com/persys-dev/persys/proto/etcd/v3electionpb"
+	"github.com/persys-dev/persys/proto/etcd/v3lockpb"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -91,6 +94,66 @@ var access = map[string]callers{
 	pb.Fleet_AgentLogs_FullMethodName:    byServer,
 	pb.Fleet_ListUsage_FullMethodName:    byServer,
 	pb.Fleet_ChangeMember_FullMethodName: byServer,
+
+	// What a viewer may not do in a transaction, gateway/etcd knows: it sees the
+	// operations.
+	etcdpb.KV_Range_FullMethodName:       mayRead,
+	etcdpb.KV_RangeStream_FullMethodName: mayRead,
+	etcdpb.KV_Put_FullMethodName:         mayOperate,
+	etcdpb.KV_DeleteRange_FullMethodName: mayOperate,
+	etcdpb.KV_Txn_FullMethodName:         mayRead,
+	etcdpb.KV_Compact_FullMethodName:     mayOperate,
+
+	etcdpb.Watch_Watch_FullMethodName: mayRead,
+
+	etcdpb.Lease_LeaseGrant_FullMethodName:      mayOperate,
+	etcdpb.Lease_LeaseRevoke_FullMethodName:     mayOperate,
+	etcdpb.Lease_LeaseKeepAlive_FullMethodName:  mayOperate,
+	etcdpb.Lease_LeaseTimeToLive_FullMethodName: mayRead,
+	etcdpb.Lease_LeaseLeases_FullMethodName:     mayRead,
+
+	etcdpb.Cluster_MemberList_FullMethodName:    mayRead,
+	etcdpb.Cluster_MemberAdd_FullMethodName:     mayAdminister,
+	etcdpb.Cluster_MemberRemove_FullMethodName:  mayAdminister,
+	etcdpb.Cluster_MemberUpdate_FullMethodName:  mayAdminister,
+	etcdpb.Cluster_MemberPromote_FullMethodName: mayAdminister,
+
+	etcdpb.Maintenance_Status_FullMethodName: mayRead,
+	etcdpb.Maintenance_Hash_FullMethodName:   mayRead,
+	etcdpb.Maintenance_HashKV_FullMethodName: mayRead,
+	// One method lists, raises and clears alarms.
+	etcdpb.Maintenance_Alarm_FullMethodName:      mayAdminister,
+	etcdpb.Maintenance_Defragment_FullMethodName: mayAdminister,
+	// A snapshot holds what no reader is shown, such as the hashes of passwords.
+	etcdpb.Maintenance_Snapshot_FullMethodName:   mayAdminister,
+	etcdpb.Maintenance_MoveLeader_FullMethodName: mayAdminister,
+	etcdpb.Maintenance_Downgrade_FullMethodName:  mayAdminister,
+
+	etcdpb.Auth_Authenticate_FullMethodName:         mayRead,
+	etcdpb.Auth_AuthStatus_FullMethodName:           mayRead,
+	etcdpb.Auth_UserGet_FullMethodName:              mayRead,
+	etcdpb.Auth_UserList_FullMethodName:             mayRead,
+	etcdpb.Auth_RoleGet_FullMethodName:              mayRead,
+	etcdpb.Auth_RoleList_FullMethodName:             mayRead,
+	etcdpb.Auth_AuthEnable_FullMethodName:           mayAdminister,
+	etcdpb.Auth_AuthDisable_FullMethodName:          mayAdminister,
+	etcdpb.Auth_UserAdd_FullMethodName:              mayAdminister,
+	etcdpb.Auth_UserDelete_FullMethodName:           mayAdminister,
+	etcdpb.Auth_UserChangePassword_FullMethodName:   mayAdminister,
+	etcdpb.Auth_UserGrantRole_FullMethodName:        mayAdminister,
+	etcdpb.Auth_UserRevokeRole_FullMethodName:       mayAdminister,
+	etcdpb.Auth_RoleAdd_FullMethodName:              mayAdminister,
+	etcdpb.Auth_RoleDelete_FullMethodName:           mayAdminister,
+	etcdpb.Auth_RoleGrantPermission_FullMethodName:  mayAdminister,
+	etcdpb.Auth_RoleRevokePermission_FullMethodName: mayAdminister,
+
+	v3lockpb.Lock_Lock_FullMethodName:             mayOperate,
+	v3lockpb.Lock_Unlock_FullMethodName:           mayOperate,
+	v3electionpb.Election_Campaign_FullMethodName: mayOperate,
+	v3electionpb.Election_Proclaim_FullMethodName: mayOperate,
+	v3electionpb.Election_Resign_FullMethodName:   mayOperate,
+	v3electionpb.Election_Leader_FullMethodName:   mayRead,
+	v3electionpb.Election_Observe_FullMethodName:  mayRead,
 
 	healthpb.Health_Check_FullMethodName: mayRead,
 	healthpb.Health_List_FullMethodName:  mayRead,

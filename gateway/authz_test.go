@@ -30,21 +30,23 @@ import (
 
 var update = flag.Bool("update", false, "write recorded answers anew")
 
-// allMethods are those of every service in our proto files, registered or not,
-// and of the services that come with gRPC.
+// allMethods are those of every service in our proto files and etcd's, registered
+// or not, and of the services that come with gRPC.
 func allMethods(t *testing.T) []string {
 	t.Helper()
 	var methods []string
-	protoregistry.GlobalFiles.RangeFilesByPackage("persys.v1", func(file protoreflect.FileDescriptor) bool {
-		for i := range file.Services().Len() {
-			service := file.Services().Get(i)
-			for j := range service.Methods().Len() {
-				methods = append(methods, fmt.Sprintf("/%s/%s", service.FullName(), service.Methods().Get(j).Name()))
+	for _, of := range []protoreflect.FullName{"persys.v1", "etcdserverpb", "v3lockpb", "v3electionpb"} {
+		protoregistry.GlobalFiles.RangeFilesByPackage(of, func(file protoreflect.FileDescriptor) bool {
+			for i := range file.Services().Len() {
+				service := file.Services().Get(i)
+				for j := range service.Methods().Len() {
+					methods = append(methods, fmt.Sprintf("/%s/%s", service.FullName(), service.Methods().Get(j).Name()))
+				}
 			}
-		}
-		return true
-	})
-	if len(methods) < 40 {
+			return true
+		})
+	}
+	if len(methods) < 80 {
 		t.Fatalf("found only %d methods in the proto files", len(methods))
 	}
 	s := grpc.NewServer()
