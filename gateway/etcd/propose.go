@@ -57,10 +57,10 @@ func (s *Server) attempt(ctx context.Context, v *fsm.View, txn *pb.Txn) (*pb.Txn
 	if err != nil {
 		return nil, err
 	}
-	if err := who.may(v, txn); err != nil {
+	guards, err := who.may(v, txn)
+	if err != nil {
 		return nil, err
 	}
-	guards := who.guards()
 	restore := func(a *pb.TxnResponse) *pb.TxnResponse { return a }
 	if touchesSystem(txn) {
 		if v == nil {

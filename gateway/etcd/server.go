@@ -13,6 +13,7 @@ import (
 	"time"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc"
 
 	"github.com/persys-dev/persys/fsm"
@@ -55,12 +56,23 @@ type Config struct {
 	// MaxTxnOps bounds each list of a transaction's compares and operations;
 	// default 128.
 	MaxTxnOps int
-	Logger    *slog.Logger
+	// Identity is who a certificate of the Persys cluster says calls; nil, or not
+	// ok, where there is none.
+	Identity func(ctx context.Context) (actor string, role pb.Role, ok bool)
+	// CertUser is the etcd user that a client certificate stands for; nil where
+	// certificates do not name users, "" where there is none.
+	CertUser func(ctx context.Context) string
+	// TokenTTL is how long an etcd token lasts after its last use; default 5 min.
+	TokenTTL time.Duration
+	// BcryptCost is that of new passwords; default 10.
+	BcryptCost int
+	Logger     *slog.Logger
 }
 
 // Server answers etcd clients.
 type Server struct {
 	etcdpb.UnimplementedKVServer
+	etcdpb.UnimplementedAuthServer
 
 	store  Store
 	config Config
@@ -76,12 +88,19 @@ func New(c Config) *Server {
 	if c.MaxTxnOps == 0 {
 		c.MaxTxnOps = 128
 	}
-	return &Server{store: c.Store, config: c, log: c.Logger, auth: newAuth(c.Store)}
+	if c.TokenTTL == 0 {
+		c.TokenTTL = 5 * time.Minute
+	}
+	if c.BcryptCost == 0 {
+		c.BcryptCost = bcrypt.DefaultCost
+	}
+	return &Server{store: c.Store, config: c, log: c.Logger, auth: newAuth(c)}
 }
 
 // Register adds the services to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	etcdpb.RegisterKVServer(r, s)
+	etcdpb.RegisterAuthServer(r, s)
 }
 
 // header is that of an answer that was true at the revision.
