@@ -1,33 +1,202 @@
 package etcd
 
 import (
+	"bytes"
+	"slices"
+
 	"github.com/persys-dev/persys/fsm"
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
-// admitted is a client's transaction after admission.
-type admitted struct {
-	txn *pb.Txn
-	// guards hold as long as admission would decide the same.
-	guards []*pb.Compare
-	// restore makes of the answer to txn the one that the client expects.
-	restore func(*pb.TxnResponse) *pb.TxnResponse
+// owner is whose keys an area of the keyspace holds.
+type owner int
+
+const (
+	users owner = iota
+	// system keys are shown as documents and written through admission.
+	system
+	// hidden keys are the system's secrets: to clients they are not there.
+	hidden
+)
+
+// area is the keys in [from, to). Where to is one zero byte there is no end.
+type area struct {
+	from, to []byte
+	owner    owner
 }
+
+// endless is etcd's way to say that a range has no end.
+func endless(end []byte) bool { return len(end) == 1 && end[0] == 0 }
+
+// hiddenPrefix is where etcd's users and roles are.
+const hiddenPrefix = model.SystemPrefix + "auth/"
+
+// areas are the parts of the keyspace that are not the users', in key order.
+var areas = layOut()
+
+func layOut() []area {
+	var all []area
+	for _, p := range model.SystemPrefixes {
+		whole := area{[]byte(p), model.PrefixEnd(p), system}
+		if p != model.SystemPrefix {
+			all = append(all, whole)
+			continue
+		}
+		secret := area{[]byte(hiddenPrefix), model.PrefixEnd(hiddenPrefix), hidden}
+		all = append(all, area{whole.from, secret.from, system}, secret, area{secret.to, whole.to, system})
+	}
+	slices.SortFunc(all, func(a, b area) int { return bytes.Compare(a.from, b.from) })
+	return all
+}
+
+// ownerOf is whose key it is.
+func ownerOf(key []byte) owner {
+	if len(key) == 0 || key[0] != '/' {
+		return users
+	}
+	for i := range areas {
+		if bytes.Compare(key, areas[i].from) < 0 {
+			return users
+		}
+		if bytes.Compare(key, areas[i].to) < 0 {
+			return areas[i].owner
+		}
+	}
+	return users
+}
+
+// touches reports whether a key or, with an end, a range has to do with keys that
+// are not the users'.
+func touches(key, end []byte) bool {
+	if len(end) == 0 {
+		return ownerOf(key) != users
+	}
+	open := endless(end)
+	if !open && bytes.Compare(end, key) <= 0 || bytes.Compare(key, areas[len(areas)-1].to) >= 0 {
+		return false
+	}
+	for i := range areas {
+		if !open && bytes.Compare(end, areas[i].from) <= 0 {
+			return false
+		}
+		if bytes.Compare(key, areas[i].to) < 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// cut takes a range that touches the system apart by owner.
+func cut(key, end []byte) []area {
+	if len(end) == 0 {
+		return []area{{key, append(bytes.Clone(key), 0), ownerOf(key)}}
+	}
+	var parts []area
+	at, open := key, endless(end)
+	for _, a := range areas {
+		if bytes.Compare(a.to, at) <= 0 {
+			continue
+		}
+		if !open && bytes.Compare(end, a.from) <= 0 {
+			break
+		}
+		if bytes.Compare(at, a.from) < 0 {
+			parts = append(parts, area{at, a.from, users})
+			at = a.from
+		}
+		to := a.to
+		if !open && bytes.Compare(end, to) < 0 {
+			to = end
+		}
+		parts = append(parts, area{at, to, a.owner})
+		at = to
+	}
+	if open || bytes.Compare(at, end) < 0 {
+		parts = append(parts, area{at, end, users})
+	}
+	return parts
+}
+
+// covers reports whether a range from key on concerns the owner's keys. One that
+// does not begin with "/", such as the whole keyspace, is about the users' alone:
+// so tools that list, copy or clear everything act on what is theirs.
+func covers(key []byte, o owner) bool {
+	return o == users || o == system && len(key) > 0 && key[0] == '/'
+}
+
+// visible is the parts of a range that are shown, those that touch in one.
+func visible(key, end []byte) []area {
+	var shown []area
+	for _, part := range cut(key, end) {
+		last := len(shown) - 1
+		switch {
+		case !covers(key, part.owner):
+		case last >= 0 && bytes.Equal(shown[last].to, part.from):
+			shown[last] = area{shown[last].from, part.to, system}
+		default:
+			shown = append(shown, part)
+		}
+	}
+	return shown
+}
+
+// sees reports whether a read or watch of [key, end) shows a key in it.
+func sees(key, end, one []byte) bool { return covers(key, ownerOf(one)) }
 
 // touchesSystem reports whether any part of the transaction may concern the
 // system's keys.
-func touchesSystem(txn *pb.Txn) bool { return false }
-
-// admit has model decide on what a client does to the system's keys.
-func (s *Server) admit(v *fsm.View, who *caller, txn *pb.Txn) (*admitted, error) {
-	return &admitted{txn: txn, restore: func(a *pb.TxnResponse) *pb.TxnResponse { return a }}, nil
+func touchesSystem(txn *pb.Txn) bool {
+	for _, c := range txn.Compare {
+		if touches(c.Key, c.RangeEnd) {
+			return true
+		}
+	}
+	return anyOp(txn.Success, opTouches) || anyOp(txn.Failure, opTouches)
 }
 
-// rangeView answers a read with the system's keys shown as documents.
-func rangeView(v *fsm.View, r *pb.RangeRequest) (*pb.RangeResponse, error) { return v.Range(r) }
+func opTouches(op *pb.RequestOp) bool {
+	switch r := op.Request.(type) {
+	case *pb.RequestOp_RequestRange:
+		return touches(r.RequestRange.Key, r.RequestRange.RangeEnd)
+	case *pb.RequestOp_RequestTxn:
+		return touchesSystem(r.RequestTxn)
+	}
+	return opWrites(op)
+}
 
-// sees reports whether a read or watch of [key, end) shows a key in it.
-func sees(key, end, one []byte) bool { return true }
+// opWrites reports whether an operation may change what is the system's.
+func opWrites(op *pb.RequestOp) bool {
+	switch r := op.Request.(type) {
+	case *pb.RequestOp_RequestPut:
+		return touches(r.RequestPut.Key, nil)
+	case *pb.RequestOp_RequestDeleteRange:
+		return touches(r.RequestDeleteRange.Key, r.RequestDeleteRange.RangeEnd)
+	case *pb.RequestOp_RequestTxn:
+		return anyOp(r.RequestTxn.Success, opWrites) || anyOp(r.RequestTxn.Failure, opWrites)
+	case *pb.RequestOp_LeaseRevoke:
+		// It may be a node's.
+		return true
+	}
+	return false
+}
 
-// show is a version of a key as clients see it.
-func show(kv *pb.KeyValue) *pb.KeyValue { return kv }
+func anyOp(ops []*pb.RequestOp, is func(*pb.RequestOp) bool) bool {
+	for _, op := range ops {
+		if is(op) {
+			return true
+		}
+	}
+	return false
+}
+
+// leaseOfSystem reports whether the system's keys hang on a lease: it is that of a
+// node, and no client's.
+func leaseOfSystem(v *fsm.View, id int64) bool {
+	for _, key := range v.LeaseKeys(id) {
+		if ownerOf(key) != users {
+			return true
+		}
+	}
+	return false
+}

@@ -20,29 +20,41 @@ import (
 // maxNodeLabels bounds what users put on one node.
 const maxNodeLabels = 256
 
-// CordonNode keeps new work away; what runs stays.
-func CordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
-	return editNode(v, req.Id, m, "cordoned", func(n *pb.Node) { n.Unschedulable = true })
+// nodeEdit is what users have done to a node, and how events say it.
+type nodeEdit struct {
+	message string
+	edit    func(*pb.Node)
 }
 
-// UncordonNode undoes cordon and drain.
-func UncordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
-	return editNode(v, req.Id, m, "uncordoned", func(n *pb.Node) {
+var (
+	cordonEdit   = nodeEdit{"cordoned", func(n *pb.Node) { n.Unschedulable = true }}
+	uncordonEdit = nodeEdit{"uncordoned", func(n *pb.Node) {
 		n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
 		if n.State == pb.NodeState_DRAINING {
 			n.State = pb.NodeState_READY
 		}
-	})
-}
-
-// DrainNode cordons and has the work moved elsewhere.
-func DrainNode(v Reader, req *pb.DrainNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
-	return editNode(v, req.Id, m, "drain asked for", func(n *pb.Node) {
+	}}
+	drainEdit = nodeEdit{"drain asked for", func(n *pb.Node) {
 		n.Unschedulable, n.Draining = true, true
 		if n.State == pb.NodeState_READY {
 			n.State = pb.NodeState_DRAINING
 		}
-	})
+	}}
+)
+
+// CordonNode keeps new work away; what runs stays.
+func CordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	return editNode(v, req.Id, m, cordonEdit.message, cordonEdit.edit)
+}
+
+// UncordonNode undoes cordon and drain.
+func UncordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	return editNode(v, req.Id, m, uncordonEdit.message, uncordonEdit.edit)
+}
+
+// DrainNode cordons and has the work moved elsewhere.
+func DrainNode(v Reader, req *pb.DrainNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	return editNode(v, req.Id, m, drainEdit.message, drainEdit.edit)
 }
 
 // LabelNode sets and removes labels that users gave; those of the agent's own
@@ -76,7 +88,12 @@ func LabelNode(v Reader, req *pb.LabelNodeRequest, m Meta) (*pb.Txn, *pb.Node, e
 			return nil, nil, refuse(codes.FailedPrecondition, "label %q of node %q is in its agent's configuration; change it there, or set another value here", k, req.Id)
 		}
 	}
-	return editNode(v, req.Id, m, "labels changed: "+labelChange(req), func(n *pb.Node) {
+	edit := labelEdit(req)
+	return editNode(v, req.Id, m, edit.message, edit.edit)
+}
+
+func labelEdit(req *pb.LabelNodeRequest) nodeEdit {
+	return nodeEdit{"labels changed: " + labelChange(req), func(n *pb.Node) {
 		if n.UserLabels == nil {
 			n.UserLabels = map[string]string{}
 		}
@@ -84,7 +101,7 @@ func LabelNode(v Reader, req *pb.LabelNodeRequest, m Meta) (*pb.Txn, *pb.Node, e
 		for _, k := range req.Remove {
 			delete(n.UserLabels, k)
 		}
-	})
+	}}
 }
 
 func labelChange(req *pb.LabelNodeRequest) string {
