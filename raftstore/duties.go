@@ -7,68 +7,57 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
 const (
-	// The clock of the leases looks at least so often, to notice when it was
-	// stopped, and takes it for stopped when it wakes later than that.
-	leaseTick  = time.Second
-	pausedFor  = time.Second
 	leaseRetry = 500 * time.Millisecond
-	// Ends of leases that are proposed at once.
+	// Ends of leases that are proposed at once. What has run out beyond that waits
+	// its turn, and can be kept alive until then.
 	leasesAtOnce = 256
 )
 
 // expireLeases proposes the end of leases that have run out. A leader that was
 // stopped and deposed meanwhile proposes them too, and the compare of the epoch
-// refuses it. One that was stopped and still leads heard nobody in that time, so
-// it does not count.
+// refuses it.
 func (s *Store) expireLeases(ctx context.Context, l *leadership) error {
 	for {
 		changed := l.clock.changed.next()
-		now := time.Now()
-		ids, next := l.clock.due(now)
+		ids, next := l.clock.due(time.Now(), leasesAtOnce)
 		if len(ids) > 0 {
 			if err := s.endLeases(ctx, l, ids); err != nil {
 				return err
 			}
 			continue
 		}
-		if next.IsZero() {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-changed:
-				continue
-			}
+		var timer *time.Timer
+		var wake <-chan time.Time
+		if !next.IsZero() {
+			timer = time.NewTimer(time.Until(next))
+			wake = timer.C
 		}
-		wake := now.Add(min(leaseTick, next.Sub(now)))
-		timer := time.NewTimer(time.Until(wake))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
 		case <-changed:
-			timer.Stop()
-		case <-timer.C:
+		case <-wake:
 		}
-		if late := time.Since(wake); late > pausedFor {
-			s.log.Warn("this process was stopped; leases are given the time back", "for", late)
-			l.clock.shift(late)
+		if timer != nil {
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			return nil
 		}
 	}
 }
 
 func (s *Store) endLeases(ctx context.Context, l *leadership, ids []int64) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(leasesAtOnce)
 	v := s.View()
 	for _, id := range ids {
 		record, ok := v.Lease(id)
 		if !ok {
-			l.clock.drop(id)
-			continue
+			continue // revoked meanwhile, of which the clock is told
 		}
 		g.Go(func() error {
 			r, err := s.ProposeAsLeader(ctx, l.epoch, s.cfg.ExpireLease(v, record))
@@ -131,8 +120,11 @@ func (s *Store) compact(ctx context.Context, l *leadership, h *history, now time
 // line in the log.
 func (s *Store) maintain(ctx context.Context, l *leadership, op *pb.RequestOp) error {
 	_, err := s.ProposeAsLeader(ctx, l.epoch, &pb.Txn{Success: []*pb.RequestOp{op}})
+	var refused *fsm.Error
 	switch {
 	case err == nil, ctx.Err() != nil, errors.Is(err, ErrNotLeader):
+	case errors.As(err, &refused) && refused.Code == pb.TxnError_TXN_ERROR_COMPACTED:
+		// A client was faster, and went further.
 	default:
 		s.log.Warn("upkeep of the history failed", "error", err)
 	}

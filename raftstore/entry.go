@@ -107,32 +107,43 @@ func revokeLease(id int64) *pb.Txn {
 	}}}
 }
 
-// effects is what entries may have done beside changing keys.
+// effects is what entries did beside changing keys.
 type effects struct {
-	leases    []int64 // granted or revoked
+	leases    []leaseEffect // in order
 	compacted bool
 }
 
-// note looks through transactions, whether they succeeded or not.
-func (e *effects) note(txns []*pb.Txn) {
-	for _, t := range txns {
-		e.ops(t.Success)
-		e.ops(t.Failure)
+// leaseEffect is that a lease was granted, or revoked.
+type leaseEffect struct {
+	id      int64
+	revoked bool
+}
+
+// note looks through what was carried out of transactions.
+func (e *effects) note(txns []*pb.Txn, results []*pb.TxnResult) {
+	for i, t := range txns {
+		e.txn(t, results[i].GetResponse())
 	}
 }
 
-func (e *effects) ops(ops []*pb.RequestOp) {
-	for _, op := range ops {
+func (e *effects) txn(t *pb.Txn, answer *pb.TxnResponse) {
+	if answer == nil {
+		return // refused
+	}
+	ops := t.Failure
+	if answer.Succeeded {
+		ops = t.Success
+	}
+	for i, op := range ops {
 		switch r := op.Request.(type) {
 		case *pb.RequestOp_LeaseGrant:
-			e.leases = append(e.leases, r.LeaseGrant.GetId())
+			e.leases = append(e.leases, leaseEffect{id: r.LeaseGrant.GetId()})
 		case *pb.RequestOp_LeaseRevoke:
-			e.leases = append(e.leases, r.LeaseRevoke.GetId())
+			e.leases = append(e.leases, leaseEffect{id: r.LeaseRevoke.GetId(), revoked: true})
 		case *pb.RequestOp_Compact:
 			e.compacted = true
 		case *pb.RequestOp_RequestTxn:
-			e.ops(r.RequestTxn.GetSuccess())
-			e.ops(r.RequestTxn.GetFailure())
+			e.txn(r.RequestTxn, answer.Responses[i].GetResponseTxn())
 		}
 	}
 }

@@ -140,9 +140,11 @@ func (s *Store) reign(ctx context.Context, term uint64, lead func(context.Contex
 	if err != nil {
 		return err
 	}
-	l := &leadership{ctx: ctx, term: term, epoch: epoch, guard: guard, clock: newLeaseClock()}
+	l := &leadership{ctx: ctx, term: term, epoch: epoch, guard: guard, clock: newLeaseClock(s.log)}
 	s.machine.clock.Store(l.clock)
-	l.clock.fill(s.View, time.Now())
+	// As long as the one before may think that it leads still, it may keep leases
+	// alive. That time comes on top, so that none of them is cut short.
+	l.clock.fill(s.View, time.Now().Add(s.cfg.Timing.LeaderLease))
 	s.leading.Store(l)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -151,6 +153,7 @@ func (s *Store) reign(ctx context.Context, term uint64, lead func(context.Contex
 	s.log.Info("leading", "term", term, "epoch", epoch)
 
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.clock.run(gctx) })
 	g.Go(func() error { return s.expireLeases(gctx, l) })
 	g.Go(func() error { return s.keepHistory(gctx, l) })
 	g.Go(func() error {

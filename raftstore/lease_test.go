@@ -3,9 +3,13 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -72,8 +76,10 @@ func TestNewLeaderGivesEveryLeaseItsWholeTime(t *testing.T) {
 	old := c.leader()
 	old.mustPropose(leaseTxn(1, 30, "k"))
 	// As if most of its time were over.
-	l := old.leading.Load()
-	l.clock.shift(-25 * time.Second)
+	clock := old.leading.Load().clock
+	clock.mu.Lock()
+	clock.stopped -= 25 * time.Second
+	clock.mu.Unlock()
 	if left, _ := old.LeaseTimes(ctx, 1); left[0] > 6*time.Second {
 		t.Fatalf("%v left", left)
 	}
@@ -135,67 +141,229 @@ func TestExpireLeaseOfTheCaller(t *testing.T) {
 	}
 }
 
+// A leader that was stopped finds that the time of all leases is over, but nobody
+// could keep them alive meanwhile.
+func TestLeaderThatWasStoppedGivesTheTimeBack(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	r := c.replicas[0]
+	r.mustPropose(leaseTxn(1, 60, "k"))
+	clock := r.leading.Load().clock
+	clock.mu.Lock()
+	clock.seen = clock.seen.Add(-time.Hour)
+	for _, l := range clock.leases {
+		l.deadline, l.queued = l.deadline.Add(-time.Hour), l.queued.Add(-time.Hour)
+	}
+	clock.mu.Unlock()
+	clock.changed.fire()
+	left, err := r.LeaseTimes(within(t, patience), 1)
+	if err != nil || left[0] < 50*time.Second || left[0] > time.Minute+time.Second {
+		t.Errorf("%v left, %v", left, err)
+	}
+	r.mustPropose(put("more", ""))
+	if r.get("k") == "" {
+		t.Error("the lease was ended")
+	}
+}
+
+// The end of a lease and a new one of the same id may be applied together.
+func TestLeaseRevokedAndGrantedAtOnce(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	ctx := within(t, patience)
+	r := c.replicas[0]
+	again := func(ttl int64) *pb.Txn {
+		return &pb.Txn{Success: append(revokeLease(1).Success, grantOp(1, ttl), putOp("k", "x", 1))}
+	}
+	r.mustPropose(leaseTxn(1, 60, "k"))
+	r.mustPropose(again(3600))
+	if left, err := r.LeaseTimes(ctx, 1); err != nil || left[0] < 3590*time.Second {
+		t.Errorf("%v left, %v", left, err)
+	}
+	// The first is about to end when the second comes.
+	clock := r.leading.Load().clock
+	clock.mu.Lock()
+	clock.leases[1].ending = true
+	clock.mu.Unlock()
+	r.mustPropose(again(1))
+	gone(t, r, 1, "k")
+}
+
+// Whether a lease lives whose end is under way turns out only with it.
+func TestKeepAliveOfALeaseThatIsAboutToEnd(t *testing.T) {
+	proposed := make(chan func(*pb.Txn))
+	c := newCluster(t, 1, func(cfg *Config) {
+		cfg.ExpireLease = func(_ *fsm.View, l *pb.LeaseRecord) *pb.Txn {
+			answer := make(chan *pb.Txn, 1)
+			proposed <- func(txn *pb.Txn) { answer <- txn }
+			return <-answer
+		}
+	})
+	ctx := within(t, patience)
+	r := c.replicas[0]
+	r.mustPropose(leaseTxn(1, 1, "k"))
+	type answer struct {
+		ttls []int64
+		err  error
+	}
+	for _, end := range []struct {
+		txn  *pb.Txn
+		want int64
+	}{
+		{&pb.Txn{Compare: []*pb.Compare{{Target: pb.Compare_VERSION, Key: []byte("k"), TargetUnion: &pb.Compare_Version{Version: 9}}}}, 1},
+		{revokeLease(1), 0},
+	} {
+		decide := <-proposed
+		answers := make(chan answer, 1)
+		go func() {
+			ttls, err := r.KeepAlive(ctx, 1)
+			answers <- answer{ttls, err}
+		}()
+		if left, err := r.LeaseTimes(ctx, 1); err != nil || left[0] != 0 {
+			t.Errorf("%v left, %v", left, err)
+		}
+		select {
+		case a := <-answers:
+			t.Fatalf("answered before it was decided: %v", a)
+		default:
+		}
+		decide(end.txn)
+		if a := <-answers; a.err != nil || a.ttls[0] != end.want {
+			t.Errorf("keep-alive: %v, want %d", a, end.want)
+		}
+	}
+}
+
+func TestManyLeasesEndAtOnce(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	follower := c.followers()[0]
+	const many = 2000
+	for first := int64(1); first <= many; first += 500 {
+		txn := &pb.Txn{}
+		for id := first; id < first+500; id++ {
+			txn.Success = append(txn.Success, grantOp(id, 1), putOp(fmt.Sprint("k", id), "x", id))
+		}
+		follower.mustPropose(txn)
+	}
+	follower.mustPropose(leaseTxn(many+1, 1, "kept"))
+	eventually(t, "all have ended but one", func() error {
+		if ttls, err := follower.KeepAlive(ctx, many+1); err != nil || ttls[0] != 1 {
+			t.Fatalf("keep-alive: %v, %v", ttls, err)
+		}
+		follower.mustPropose(put("goes", "on"))
+		if n := follower.View().Len(); n != 3 { // with the epoch
+			return fmt.Errorf("%d keys", n)
+		}
+		return nil
+	})
+	if follower.get("kept") == "" {
+		t.Error("the lease that was kept alive has ended")
+	}
+}
+
+// Keep-alives that come together travel together, and each gets its own answer.
+func TestKeepAlivesThroughAFollower(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	follower := c.followers()[0]
+	const callers = 200
+	txn := &pb.Txn{}
+	for id := int64(1); id <= callers; id++ {
+		txn.Success = append(txn.Success, grantOp(id, 100+id))
+	}
+	follower.mustPropose(txn)
+	g, ctx := errgroup.WithContext(ctx)
+	for id := int64(1); id <= callers; id++ {
+		g.Go(func() error {
+			for range 5 {
+				ttls, err := follower.KeepAlive(ctx, id, callers+id)
+				if err != nil || !slices.Equal(ttls, []int64{100 + id, 0}) {
+					return fmt.Errorf("lease %d: %v, %v", id, ttls, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	given, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := follower.KeepAlive(given, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller that has gone: %v", err)
+	}
+}
+
+func testClock() *leaseClock { return newLeaseClock(slog.New(slog.DiscardHandler)) }
+
 func TestLeaseClock(t *testing.T) {
 	at := func(s float64) time.Time { return time.Unix(0, int64(s*1e9)) }
-	c := newLeaseClock()
+	c := testClock()
 	c.mu.Lock()
 	c.set(1, 10, at(0))
 	c.set(2, 5, at(0))
 	c.set(3, 20, at(0))
 	c.set(1, 99, at(3)) // is there already
 	c.mu.Unlock()
-	if ids, next := c.due(at(1)); ids != nil || !next.Equal(at(5)) {
+	if ids, next := c.due(at(1), 9); ids != nil || !next.Equal(at(5)) {
 		t.Fatalf("due %v, next %v", ids, next)
 	}
-	if ttl := c.keepAlive(2, at(4)); ttl != 5 {
-		t.Fatalf("ttl %d", ttl)
+	if k := c.keepAlive([]int64{2, 7}, at(4)); !slices.Equal(k.ttls, []int64{5, 0}) || !k.missing || k.ending {
+		t.Fatalf("kept alive: %+v", k)
 	}
-	if ids, next := c.due(at(5)); ids != nil || !next.Equal(at(9)) {
+	c.keepAlive([]int64{2}, at(3)) // an older one that comes late
+	if ids, next := c.due(at(5), 9); ids != nil || !next.Equal(at(9)) {
 		t.Fatalf("due %v, next %v", ids, next)
 	}
-	ids, next := c.due(at(10))
-	slices.Sort(ids)
-	if !slices.Equal(ids, []int64{1, 2}) || !next.Equal(at(20)) {
+	ids, _ := c.due(at(10), 1)
+	if !slices.Equal(ids, []int64{2}) {
+		t.Fatalf("the first one due is %v", ids)
+	}
+	ids, next := c.due(at(10), 9)
+	if !slices.Equal(ids, []int64{1}) || !next.Equal(at(20)) {
 		t.Fatalf("due %v, next %v", ids, next)
 	}
-	if ttl := c.keepAlive(1, at(10)); ttl != 0 {
+	if k := c.keepAlive([]int64{1}, at(10)); k.ttls[0] != 0 || !k.ending || k.missing {
 		t.Error("a lease that ends was kept alive")
 	}
 	c.retry(1, at(12))
-	if ttl := c.keepAlive(1, at(11)); ttl != 10 {
+	if k := c.keepAlive([]int64{1}, at(11)); k.ttls[0] != 10 {
 		t.Error("a lease that stays was not kept alive")
 	}
-	c.shift(100 * time.Second)
-	if left, ok := c.remaining(1, at(11)); !ok || left != 110*time.Second {
+	if left, missing := c.remaining([]int64{1, 7}, at(11)); !slices.Equal(left, []time.Duration{10 * time.Second, -1}) || !missing {
 		t.Errorf("%v left", left)
-	}
-	if ids, next := c.due(at(20)); ids != nil || !next.Equal(at(120)) {
-		t.Errorf("due %v, next %v after a shift", ids, next)
-	}
-	c.drop(1)
-	c.drop(3)
-	if ids, next := c.due(at(500)); ids != nil || !next.IsZero() {
-		t.Errorf("due %v, next %v when all are gone", ids, next)
-	}
-	if _, ok := c.remaining(1, at(0)); ok {
-		t.Error("a dropped lease has time left")
 	}
 }
 
-// The clock pulls leases forward only when they come up, so an id that is revoked
-// and granted again has an old entry in the queue.
-func TestLeaseClockGrantedAgain(t *testing.T) {
-	at := func(s int64) time.Time { return time.Unix(s, 0) }
-	c := newLeaseClock()
-	grant := func(id, ttl, s int64) { c.mu.Lock(); c.set(id, ttl, at(s)); c.mu.Unlock() }
-	grant(1, 5, 0)
-	c.drop(1)
-	grant(1, 50, 1)
-	if ids, next := c.due(at(10)); ids != nil || !next.Equal(at(51)) {
+func TestLeaseClockStandsWhileTheProcessIsStopped(t *testing.T) {
+	at := func(s float64) time.Time { return time.Unix(0, int64(s*1e9)) }
+	c := testClock()
+	c.mu.Lock()
+	c.seen = at(0)
+	c.set(1, 10, at(0))
+	c.set(2, 5, at(0))
+	c.mu.Unlock()
+	walk := func(from, to float64) {
+		for s := from; s < to; s += 0.1 {
+			if ids, _ := c.due(at(s), 9); ids != nil {
+				t.Fatalf("due at %v: %v", s, ids)
+			}
+		}
+	}
+	walk(0.1, 4)
+	// Stopped at 4, it wakes at 104.
+	if left, _ := c.remaining([]int64{1, 2}, at(104)); left[0] < 6*time.Second || left[1] < time.Second || left[0] > 7*time.Second {
+		t.Errorf("%v left", left)
+	}
+	if ids, next := c.due(at(104), 9); ids != nil || next.Before(at(105)) || next.After(at(105.5)) {
 		t.Errorf("due %v, next %v", ids, next)
 	}
-	if ids, _ := c.due(at(51)); len(ids) != 1 {
-		t.Errorf("due %v", ids)
+	walk(104.1, 105)
+	for s := 105.0; ; s += 0.1 {
+		if ids, _ := c.due(at(s), 9); slices.Equal(ids, []int64{2}) {
+			break
+		} else if ids != nil || s > 105.5 {
+			t.Fatalf("due at %v: %v", s, ids)
+		}
 	}
 }
 

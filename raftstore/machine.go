@@ -121,7 +121,7 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 				m.remembered.Add(memoryOf(res[i]))
 			}
 		}
-		beside.note(e.Txns)
+		beside.note(e.Txns, res)
 	}
 	if beside.compacted {
 		m.tail.forget(m.view().CompactRevision())

@@ -274,11 +274,30 @@ func TestEntryIsWhatProtoWouldWrite(t *testing.T) {
 	if _, err := appendTxn(nil, put("k", strings.Repeat("v", maxTxnBytes))); !errors.As(err, &refused) {
 		t.Errorf("a transaction that is too large: %v", err)
 	}
+}
+
+func TestEffectsOfWhatWasCarriedOut(t *testing.T) {
+	nested := func(txn *pb.Txn) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: txn}}
+	}
+	e := &pb.Entry{FeatureLevel: fsm.FeatureLevel, Txns: []*pb.Txn{
+		leaseTxn(4, 9, "b"),
+		{ // the other branch is taken
+			Compare: []*pb.Compare{{Target: pb.Compare_VERSION, Key: []byte("b"), TargetUnion: &pb.Compare_Version{Version: 7}}},
+			Success: revokeLease(4).Success,
+			Failure: []*pb.RequestOp{grantOp(5, 9), nested(revokeLease(5))},
+		},
+		leaseTxn(4, 9, "refused"),
+		{Success: append(revokeLease(4).Success, grantOp(4, 9))},
+	}}
+	results, _, err := fsm.New().Apply(1, e)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var beside effects
-	beside.note([]*pb.Txn{leaseTxn(4, 9, "b"), {Failure: []*pb.RequestOp{{
-		Request: &pb.RequestOp_RequestTxn{RequestTxn: revokeLease(5)},
-	}}}})
-	if !slices.Equal(beside.leases, []int64{4, 5}) || beside.compacted {
+	beside.note(e.Txns, results)
+	want := []leaseEffect{{id: 4}, {id: 5}, {id: 5, revoked: true}, {id: 4, revoked: true}, {id: 4}}
+	if !slices.Equal(beside.leases, want) || beside.compacted {
 		t.Errorf("effects %+v", beside)
 	}
 }

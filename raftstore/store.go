@@ -34,6 +34,7 @@ type Store struct {
 	forwardSlots chan struct{}
 	flights      chan flight
 	reads        reads
+	keepAlives   keepAlives
 	membership   sync.Mutex // one change of membership at a time
 
 	// Set by Run, before started is closed.
