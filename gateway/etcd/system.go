@@ -26,11 +26,8 @@ type area struct {
 	owner    owner
 }
 
-// endless is etcd's way to say that a range has no end.
-func endless(end []byte) bool { return len(end) == 1 && end[0] == 0 }
-
-// hiddenPrefix is where etcd's users and roles are.
-const hiddenPrefix = model.SystemPrefix + "auth/"
+// authPrefix is where etcd's users and roles are.
+const authPrefix = model.SystemPrefix + "auth/"
 
 // areas are the parts of the keyspace that are not the users', in key order.
 var areas = layOut()
@@ -43,7 +40,7 @@ func layOut() []area {
 			all = append(all, whole)
 			continue
 		}
-		secret := area{[]byte(hiddenPrefix), model.PrefixEnd(hiddenPrefix), hidden}
+		secret := area{[]byte(authPrefix), model.PrefixEnd(authPrefix), hidden}
 		all = append(all, area{whole.from, secret.from, system}, secret, area{secret.to, whole.to, system})
 	}
 	slices.SortFunc(all, func(a, b area) int { return bytes.Compare(a.from, b.from) })

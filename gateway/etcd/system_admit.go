@@ -33,7 +33,7 @@ type admitted struct {
 // that admission had not looked at.
 func (a *admitted) outdated(err error) bool {
 	var refused *fsm.Error
-	return a != nil && a.partial && errors.As(err, &refused) && refused.Code == pb.TxnError_TXN_ERROR_FUTURE_REVISION
+	return a.partial && errors.As(err, &refused) && refused.Code == pb.TxnError_TXN_ERROR_FUTURE_REVISION
 }
 
 // lookAgain makes a transaction fail as a whole: it reads the future.

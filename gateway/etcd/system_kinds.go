@@ -153,7 +153,7 @@ func matches(pattern, key string) bool {
 // closed is why a client may not write a key of the system.
 func closed(key string) error {
 	if ownerOf([]byte(key)) == hidden {
-		return status.Errorf(codes.PermissionDenied, "%s is written by the server only; use etcdctl user, role and auth", hiddenPrefix)
+		return status.Errorf(codes.PermissionDenied, "%s is written by the server only; use etcdctl user, role and auth", authPrefix)
 	}
 	k := kindOf(key)
 	if k == nil {
