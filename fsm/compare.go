@@ -47,6 +47,9 @@ func (s *state) compare(c *pb.Compare) bool {
 		}
 		return compareMissing(c)
 	}
+	if c.Target == pb.Compare_LEASE && c.Result == pb.Compare_NOT_EQUAL && c.GetLease() != 0 {
+		return !s.attachedIn(c.GetLease(), boundsOf(c.Key, c.RangeEnd))
+	}
 	found, ok := false, true
 	s.scan(boundsOf(c.Key, c.RangeEnd), s.revision, func(v *version) bool {
 		found = true
@@ -57,6 +60,17 @@ func (s *state) compare(c *pb.Compare) bool {
 		return ok
 	}
 	return compareMissing(c)
+}
+
+// attachedIn reports whether a key of the interval is attached to the lease, without
+// looking at those that are not.
+func (s *state) attachedIn(lease int64, b bounds) bool {
+	found := false
+	s.attached.Ascend(attachment{lease, b.from}, func(a attachment) bool {
+		found = a.lease == lease && !b.beyond(a.key)
+		return false
+	})
+	return found
 }
 
 func compareMissing(c *pb.Compare) bool {

@@ -42,12 +42,12 @@ func (q bcryptQueue) enter(ctx context.Context) error {
 
 func (q bcryptQueue) leave() { <-q.slots }
 
-// hash is what is kept of a password: bcrypt's hash of it or, where there is none,
-// the one that was given in base64. With neither nobody gets in by password.
+// hash is what is kept of a password: bcrypt's hash of it or, where only that is
+// given, a hash in base64.
 func (a *auth) hash(ctx context.Context, password, hashed string) ([]byte, error) {
-	if password == "" {
+	if password == "" && hashed != "" {
 		given, err := base64.StdEncoding.DecodeString(hashed)
-		if err == nil && len(given) > 0 {
+		if err == nil {
 			_, err = bcrypt.Cost(given)
 		}
 		if err != nil {
