@@ -270,3 +270,19 @@ func (a *auth) pin(ctx context.Context) context.Context {
 	}
 	return context.WithValue(ctx, pinKey{}, s)
 }
+
+// mustBeRoot refuses who may not change users, members, alarms and the like.
+func (s *Server) mustBeRoot(ctx context.Context) error {
+	_, _, _, err := s.manager(ctx)
+	return err
+}
+
+// mustBeRootHere is mustBeRoot for what concerns this replica alone, and has to work
+// while there is no leader. A refusal is only given on a linearizable view.
+func (s *Server) mustBeRootHere(ctx context.Context) error {
+	who, err := s.auth.caller(ctx, s.store.View())
+	if err == nil && who.mayAdminister() == nil {
+		return nil
+	}
+	return s.mustBeRoot(ctx)
+}
