@@ -1,9 +1,11 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -14,7 +16,7 @@ func (s *Server) Range(ctx context.Context, r *etcdpb.RangeRequest) (*etcdpb.Ran
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	v, err := s.readable(ctx, r.Serializable, func(who *caller) error { return who.mayRead(r.Key, r.RangeEnd) })
+	v, err := s.readable(ctx, r.Serializable, func(_ *fsm.View, who *caller) error { return who.mayRead(r.Key, r.RangeEnd) })
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -26,11 +28,11 @@ func (s *Server) Range(ctx context.Context, r *etcdpb.RangeRequest) (*etcdpb.Ran
 }
 
 // readable is a view that the caller may read. A refusal is only given on a
-// linearizable view.
-func (s *Server) readable(ctx context.Context, serializable bool, may func(*caller) error) (*fsm.View, error) {
+// linearizable one.
+func (s *Server) readable(ctx context.Context, serializable bool, may func(*fsm.View, *caller) error) (*fsm.View, error) {
 	if serializable {
 		v := s.store.View()
-		if who, err := s.auth.caller(ctx, v); err == nil && may(who) == nil {
+		if who, err := s.auth.caller(ctx, v); err == nil && may(v, who) == nil {
 			return v, nil
 		}
 	}
@@ -42,7 +44,7 @@ func (s *Server) readable(ctx context.Context, serializable bool, may func(*call
 	if err != nil {
 		return nil, err
 	}
-	return v, may(who)
+	return v, may(v, who)
 }
 
 // Put writes one key.
@@ -54,6 +56,12 @@ func (s *Server) Put(ctx context.Context, r *etcdpb.PutRequest) (*etcdpb.PutResp
 		return nil, err
 	}
 	answer, err := s.propose(ctx, &pb.Txn{Success: []*pb.RequestOp{putOp(r)}})
+	if err == rpctypes.ErrGRPCKeyNotFound && r.Lease != 0 {
+		// In a transaction etcd misses the key first, here the lease.
+		if _, ok := s.store.View().Lease(r.Lease); !ok {
+			err = rpctypes.ErrGRPCLeaseNotFound
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -80,14 +88,108 @@ func (s *Server) Txn(ctx context.Context, r *etcdpb.TxnRequest) (*etcdpb.TxnResp
 	if err := checkTxn(r, s.config.MaxTxnOps); err != nil {
 		return nil, err
 	}
+	txn := txnRequest(r)
+	answer, err := s.txn(ctx, r, txn)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return txnResponse(s.header(answer.Revision), answer), nil
+}
+
+func (s *Server) txn(ctx context.Context, r *etcdpb.TxnRequest, txn *pb.Txn) (*pb.TxnResponse, error) {
+	if reads := readsOf(txn); reads.only {
+		return s.readTxn(ctx, txn, reads.serializable())
+	}
 	if err := s.checkSize(r); err != nil {
+		return nil, cmp.Or(fsm.ValidateTxn(txn), err)
+	}
+	return s.propose(ctx, txn)
+}
+
+// reads says what a transaction reads.
+type reads struct {
+	// only: it does nothing else.
+	only bool
+	// Ranges at its top, and those of them that may be answered by any replica.
+	ranges, local int
+	nested        bool
+}
+
+func readsOf(txn *pb.Txn) reads {
+	r := reads{only: true}
+	for _, ops := range [][]*pb.RequestOp{txn.Success, txn.Failure} {
+		for _, op := range ops {
+			switch o := op.Request.(type) {
+			case *pb.RequestOp_RequestRange:
+				r.ranges++
+				if o.RequestRange.Serializable {
+					r.local++
+				}
+			case *pb.RequestOp_RequestTxn:
+				r.nested = true
+				r.only = r.only && readsOf(o.RequestTxn).only
+			default:
+				r.only = false
+			}
+		}
+	}
+	return r
+}
+
+// serializable is what etcd takes for it, except that a transaction that has only
+// compares is answered by the cluster here.
+func (r reads) serializable() bool { return r.ranges > 0 && r.local == r.ranges && !r.nested }
+
+// readTxn answers a transaction that only reads, without the log.
+func (s *Server) readTxn(ctx context.Context, txn *pb.Txn, serializable bool) (*pb.TxnResponse, error) {
+	if err := fsm.ValidateTxn(txn); err != nil {
 		return nil, err
 	}
-	answer, err := s.propose(ctx, txnRequest(r))
+	v, err := s.readable(ctx, serializable, func(v *fsm.View, who *caller) error {
+		_, err := who.may(v, txn) // what it may is as of v, and so is the answer
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return txnResponse(s.header(answer.Revision), answer), nil
+	if touchesSystem(txn) {
+		return readShown(v, txn)
+	}
+	return v.Txn(txn)
+}
+
+// readShown is View.Txn on what is shown of the system's keys.
+func readShown(v *fsm.View, txn *pb.Txn) (*pb.TxnResponse, error) {
+	answer := &pb.TxnResponse{Revision: v.Revision(), Succeeded: true}
+	for _, c := range txn.Compare {
+		ok, err := holds(v, c)
+		if err != nil {
+			return nil, err
+		}
+		answer.Succeeded = answer.Succeeded && ok
+	}
+	ops := txn.Success
+	if !answer.Succeeded {
+		ops = txn.Failure
+	}
+	for _, op := range ops {
+		var to pb.ResponseOp
+		if inner := op.GetRequestTxn(); inner != nil {
+			read, err := readShown(v, inner)
+			if err != nil {
+				return nil, err
+			}
+			to.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: read}
+		} else {
+			read, err := rangeView(v, op.GetRequestRange())
+			if err != nil {
+				return nil, err
+			}
+			to.Response = &pb.ResponseOp_ResponseRange{ResponseRange: read}
+		}
+		answer.Responses = append(answer.Responses, &to)
+	}
+	return answer, nil
 }
 
 // Compact forgets what a later version has replaced at or before a revision. It is
