@@ -8,6 +8,7 @@ package gateway
 import (
 	"context"
 	"log/slog"
+	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -67,8 +68,11 @@ type Config struct {
 	// Live: restart the process if one fails. Ready: send it no requests.
 	Live, Ready []Check
 	Gatherer    prometheus.Gatherer
-	Version     string
-	Logger      *slog.Logger
+	// Etcd is etcd's JSON API, which asks AdmitLocally who may call what; nil where
+	// there is none.
+	Etcd    http.Handler
+	Version string
+	Logger  *slog.Logger
 }
 
 // Gateway serves the control API.

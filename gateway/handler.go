@@ -20,8 +20,8 @@ import (
 // there is a role that may do nothing else.
 const mayReadMetrics = mayRead | 1<<pb.Role_ROLE_METRICS
 
-// Handler serves the HTTPS port: REST below /v1, the predecessor's routes,
-// health, metrics and the OpenAPI document. Who calls is taken from the TLS
+// Handler serves the HTTPS port: REST below /v1, etcd's JSON below /v3, the
+// predecessor's routes, health, metrics and the OpenAPI document. Who calls is taken from the TLS
 // connection. Health needs no identity, everything else does.
 func (g *Gateway) Handler() http.Handler {
 	rest, err := restMux(g.localConn())
@@ -31,6 +31,11 @@ func (g *Gateway) Handler() http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", rest)
+	if g.config.Etcd != nil {
+		mux.Handle("/v3/", g.config.Etcd)
+		mux.Handle("/v3beta/", g.config.Etcd)
+		mux.Handle("GET /version", g.config.Etcd)
+	}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { serveChecks(w, r, g.config.Live) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { serveChecks(w, r, g.config.Ready) })
 	mux.HandleFunc("GET /health", g.serveHealth)

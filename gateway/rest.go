@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/persys-dev/persys/gateway/local"
 	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
@@ -34,7 +35,7 @@ const (
 )
 
 // restMux is the routes of the annotations, each behind prepare.
-func restMux(conn *localConn) (http.Handler, error) {
+func restMux(conn *local.Conn) (http.Handler, error) {
 	all, err := routes()
 	if err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func restMux(conn *localConn) (http.Handler, error) {
 		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 			writeRoutingProblem(w, r, code)
 		}),
-		// No header becomes metadata: see localConn.
+		// No header becomes metadata: see AdmitLocally.
 		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithDisablePathLengthFallback(),
 	)

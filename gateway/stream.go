@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/persys-dev/persys/gateway/local"
 )
 
 // keepAliveEvery is how often a stream of events with nothing to say says so,
@@ -24,7 +26,7 @@ const keepAliveEvery = 15 * time.Second
 // them, else one JSON document a line. What is wrong with the call itself is an
 // ordinary problem document; an error after the first byte is the last event
 // ("problem") or line ({"error": …}).
-func serveStream(w http.ResponseWriter, r *http.Request, conn *localConn, route *route, path map[string]string) {
+func serveStream(w http.ResponseWriter, r *http.Request, conn *local.Conn, route *route, path map[string]string) {
 	m := route.method
 	request := m.input.New().Interface()
 	err := route.decodeQuery(r.URL.Query(), request)
@@ -92,7 +94,7 @@ func (s *streamWriter) run(r *http.Request, stream grpc.ClientStream, m *methodI
 	}()
 	// The header was sent or the call has ended: if it failed, it is said now.
 	select {
-	case <-stream.(*localStream).ended:
+	case <-stream.(*local.Stream).Ended():
 	default:
 		s.begin()
 	}
