@@ -10,6 +10,14 @@ import (
 // tailEvents is how many of the newest events are kept ready for watchers.
 const tailEvents = 8192
 
+// Of what was compacted so many events, of so many bytes together, stay for the
+// watchers that were about to read them: a compaction to the present, in the same
+// batch as changes, must not cut off those who keep up.
+const (
+	graceEvents = 1024
+	graceBytes  = 32 << 20
+)
+
 // tail holds the newest events as the fsm described them when it applied them, for
 // all watchers that keep up. Whoever is further behind asks the history, which
 // makes a snapshot of the state and describes each event anew.
@@ -19,13 +27,15 @@ type tail struct {
 	// readers share the array.
 	events          []*pb.KeyEvent
 	since, revision int64
+	// Up to here it was compacted: only for those who have read in the tail before.
+	compacted int64
 }
 
 // reset begins anew at a revision whose past is not known.
 func (t *tail) reset(revision int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.events, t.since, t.revision = nil, revision, revision
+	t.events, t.since, t.revision, t.compacted = nil, revision, revision, 0
 }
 
 // add appends the events of whole revisions.
@@ -46,12 +56,24 @@ func (t *tail) add(events []*pb.KeyEvent) {
 	t.events = append(make([]*pb.KeyEvent, 0, 2*tailEvents), kept...)
 }
 
-// forget leaves what was compacted to the history, which refuses it.
+// forget leaves what was compacted to the history, which refuses it, except for
+// those who are in the midst of it.
 func (t *tail) forget(compacted int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.since = max(t.since, min(compacted, t.revision))
-	t.events = t.events[t.position(t.since):]
+	t.compacted = max(t.compacted, min(compacted, t.revision))
+	first, bytes := t.position(t.compacted), 0
+	for n := 0; first > 0 && n < graceEvents && bytes < graceBytes; n++ {
+		first--
+		e := t.events[first]
+		bytes += len(e.Kv.GetKey()) + len(e.Kv.GetValue()) + len(e.PrevKv.GetValue())
+	}
+	if first == 0 {
+		return
+	}
+	t.since = t.events[first-1].Kv.ModRevision
+	// A new array: the old one keeps what is dropped.
+	t.events = append([]*pb.KeyEvent(nil), t.events[t.position(t.since):]...)
 }
 
 // position is that of the first event after the revision. t.mu is held.
@@ -61,11 +83,12 @@ func (t *tail) position(revision int64) int {
 
 // after returns the events of whole revisions greater than the given one, up to and
 // including upTo, at most max of them unless a single revision has more. It is not
-// ok where the tail does not reach back so far.
-func (t *tail) after(revision int64, max int) (events []*pb.KeyEvent, upTo int64, ok bool) {
+// ok where the tail does not reach back so far, or what was compacted is asked for
+// by one who has not followed the tail until then.
+func (t *tail) after(revision int64, max int, follows bool) (events []*pb.KeyEvent, upTo int64, ok bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if revision < t.since {
+	if revision < t.since || !follows && revision < t.compacted {
 		return nil, 0, false
 	}
 	first := t.position(revision)

@@ -18,10 +18,10 @@ func revision(rev int64, n int) []*pb.KeyEvent {
 func TestTailGivesWholeRevisions(t *testing.T) {
 	var l tail
 	l.reset(10)
-	if events, upTo, ok := l.after(10, 5); !ok || len(events) != 0 || upTo != 10 {
+	if events, upTo, ok := l.after(10, 5, false); !ok || len(events) != 0 || upTo != 10 {
 		t.Errorf("empty: %d events up to %d, %v", len(events), upTo, ok)
 	}
-	if _, _, ok := l.after(9, 5); ok {
+	if _, _, ok := l.after(9, 5, false); ok {
 		t.Error("it answers for what it never saw")
 	}
 	l.add(nil)
@@ -36,7 +36,7 @@ func TestTailGivesWholeRevisions(t *testing.T) {
 		{10, 100, 8, 13}, {10, 1, 3, 11}, {10, 3, 3, 11}, {10, 4, 7, 12}, {11, 1, 4, 12},
 		{12, 1, 1, 13}, {13, 1, 0, 13}, {20, 1, 0, 13},
 	} {
-		events, upTo, ok := l.after(c.after, c.max)
+		events, upTo, ok := l.after(c.after, c.max, false)
 		if !ok || len(events) != c.n || upTo != c.upTo {
 			t.Errorf("after %d, at most %d: %d events up to %d, %v; want %d up to %d", c.after, c.max, len(events), upTo, ok, c.n, c.upTo)
 		}
@@ -46,7 +46,7 @@ func TestTailGivesWholeRevisions(t *testing.T) {
 func TestTailIsBounded(t *testing.T) {
 	var l tail
 	l.reset(1)
-	held, _, _ := l.after(1, 10)
+	held, _, _ := l.after(1, 10, false)
 	next := int64(1)
 	for rev := int64(2); rev < 3*tailEvents; rev++ {
 		l.add(revision(rev, 1+int(rev%3)))
@@ -55,7 +55,7 @@ func TestTailIsBounded(t *testing.T) {
 		}
 		// A watcher that keeps up misses nothing.
 		for {
-			events, upTo, ok := l.after(next, 64)
+			events, upTo, ok := l.after(next, 64, false)
 			if !ok {
 				t.Fatalf("a watcher at %d of %d was left behind", next, rev)
 			}
@@ -76,7 +76,37 @@ func TestTailIsBounded(t *testing.T) {
 	if l.events[0].Kv.ModRevision != l.since+1 || len(held) != 0 {
 		t.Errorf("since %d, first %d", l.since, l.events[0].Kv.ModRevision)
 	}
-	if _, _, ok := l.after(5, 10); ok {
+	if _, _, ok := l.after(5, 10, false); ok {
 		t.Error("it answers for what it has dropped")
+	}
+}
+
+func TestTailKeepsWhatIsCompactedForThoseWhoFollow(t *testing.T) {
+	var l tail
+	l.reset(1)
+	const last = 3 * graceEvents
+	for rev := int64(2); rev <= last; rev++ {
+		l.add(revision(rev, 1))
+	}
+	l.forget(last)
+	if _, _, ok := l.after(last-1, 10, false); ok {
+		t.Error("a newcomer gets what was compacted")
+	}
+	if events, _, ok := l.after(last-graceEvents, 2*graceEvents, true); !ok || len(events) != graceEvents {
+		t.Errorf("a follower gets %d events, %v", len(events), ok)
+	}
+	if _, _, ok := l.after(last-graceEvents-1, 10, true); ok || len(l.events) != graceEvents {
+		t.Errorf("%d compacted events are kept", len(l.events))
+	}
+	l.add(revision(last+1, 2))
+	if events, upTo, ok := l.after(last, 10, false); !ok || len(events) != 2 || upTo != last+1 {
+		t.Errorf("after it %d events up to %d, %v", len(events), upTo, ok)
+	}
+	big := revision(last+2, 1)
+	big[0].Kv.Value = make([]byte, graceBytes)
+	l.add(big)
+	l.forget(last + 2)
+	if len(l.events) != 1 {
+		t.Errorf("%d events are kept beside a large one", len(l.events))
 	}
 }

@@ -24,6 +24,8 @@ type Watcher struct {
 	s     *Store
 	r     WatchRange
 	after int64
+	// It has read in the tail, and may go on there.
+	follows bool
 }
 
 // Watch returns a watcher of this replica's history.
@@ -62,7 +64,8 @@ func (w *Watcher) Next(ctx context.Context) (events []*pb.KeyEvent, revision int
 
 // pull returns what comes next, of all keys; up to w.after when there is nothing.
 func (w *Watcher) pull() (events []*pb.KeyEvent, upTo int64, err error) {
-	events, upTo, ok := w.s.machine.tail.after(w.after, maxWatchEvents)
+	events, upTo, ok := w.s.machine.tail.after(w.after, maxWatchEvents, w.follows)
+	w.follows = ok
 	if ok {
 		return events, max(upTo, w.after), nil
 	}
