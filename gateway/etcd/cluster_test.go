@@ -156,7 +156,7 @@ func (r *replica) start(c *cluster, bootstrap bool) {
 			r.t.Fatal(err)
 		}
 	}
-	cfg := Config{Store: testStore{r.store}, Cluster: 1, Member: uint64(r.name[1] - '0'), Logger: testLogger(r.t, r.name)}
+	cfg := Config{Store: testStore{r.store}, Control: testControl{c, r}, Cluster: 1, Member: ID(r.name), Logger: testLogger(r.t, r.name)}
 	if r.change != nil {
 		r.change(&cfg)
 	}

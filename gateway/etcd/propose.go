@@ -24,6 +24,9 @@ func (s *Server) propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, err
 	if err := fsm.ValidateTxn(txn); err != nil {
 		return nil, statusOf(err)
 	}
+	if err := s.mayGrow(ctx, txn); err != nil {
+		return nil, err
+	}
 	var v *fsm.View
 	for range maxAttempts {
 		answer, err := s.attempt(ctx, v, txn)

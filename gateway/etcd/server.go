@@ -48,7 +48,8 @@ type Watcher interface {
 
 // Config is what a Server is made of.
 type Config struct {
-	Store Store
+	Store   Store
+	Control Control
 	// Cluster and Member are the ids that answers carry.
 	Cluster, Member uint64
 	// MaxRequestBytes bounds a request; default 1.5 MiB.
@@ -56,6 +57,9 @@ type Config struct {
 	// MaxTxnOps bounds each list of a transaction's compares and operations;
 	// default 128.
 	MaxTxnOps int
+	// QuotaBytes bounds the keys and values that are kept, all versions together;
+	// default 8 GiB, negative for no bound.
+	QuotaBytes int64
 	// Identity is who a certificate of the Persys cluster says calls; nil, or not
 	// ok, where there is none.
 	Identity func(ctx context.Context) (actor string, role pb.Role, ok bool)
@@ -73,11 +77,14 @@ type Config struct {
 type Server struct {
 	etcdpb.UnimplementedKVServer
 	etcdpb.UnimplementedAuthServer
+	etcdpb.UnimplementedClusterServer
+	etcdpb.UnimplementedMaintenanceServer
 
 	store  Store
 	config Config
 	log    *slog.Logger
 	auth   *auth
+	quota  *quota
 }
 
 // New makes a server; nothing runs until it is called.
@@ -88,19 +95,24 @@ func New(c Config) *Server {
 	if c.MaxTxnOps == 0 {
 		c.MaxTxnOps = 128
 	}
+	if c.QuotaBytes == 0 {
+		c.QuotaBytes = defaultQuotaBytes
+	}
 	if c.TokenTTL == 0 {
 		c.TokenTTL = 5 * time.Minute
 	}
 	if c.BcryptCost == 0 {
 		c.BcryptCost = bcrypt.DefaultCost
 	}
-	return &Server{store: c.Store, config: c, log: c.Logger, auth: newAuth(c)}
+	return &Server{store: c.Store, config: c, log: c.Logger, auth: newAuth(c), quota: newQuota(c.QuotaBytes)}
 }
 
 // Register adds the services to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	etcdpb.RegisterKVServer(r, s)
 	etcdpb.RegisterAuthServer(r, s)
+	etcdpb.RegisterClusterServer(r, s)
+	etcdpb.RegisterMaintenanceServer(r, s)
 }
 
 // header is that of an answer that was true at the revision.
