@@ -10,6 +10,7 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -36,6 +37,10 @@ type Store interface {
 	KeepAlive(ctx context.Context, ids ...int64) ([]int64, error)
 	// LeaseTimes is how long each lease still lasts; -1 where there is none.
 	LeaseTimes(ctx context.Context, ids ...int64) ([]time.Duration, error)
+	// Leader is the replica that leads, as far as is known here; LeaderChanged is
+	// closed when it may answer otherwise.
+	Leader() (id, address string, ok bool)
+	LeaderChanged() <-chan struct{}
 	// Term is raft's, as known here. It is called for each answer.
 	Term() uint64
 }
@@ -66,6 +71,9 @@ type Config struct {
 	// CertUser is the etcd user that a client certificate stands for; nil where
 	// certificates do not name users, "" where there is none.
 	CertUser func(ctx context.Context) string
+	// WatchProgress is how often watchers that asked for it, and have no events, are
+	// told how far they are; default 10 min.
+	WatchProgress time.Duration
 	// TokenTTL is how long an etcd token lasts after its last use; default 5 min.
 	TokenTTL time.Duration
 	// BcryptCost is that of new passwords; default 10.
@@ -76,6 +84,7 @@ type Config struct {
 // Server answers etcd clients.
 type Server struct {
 	etcdpb.UnimplementedKVServer
+	etcdpb.UnimplementedWatchServer
 	etcdpb.UnimplementedAuthServer
 	etcdpb.UnimplementedClusterServer
 	etcdpb.UnimplementedMaintenanceServer
@@ -85,6 +94,9 @@ type Server struct {
 	log    *slog.Logger
 	auth   *auth
 	quota  *quota
+
+	watching sync.Mutex
+	hub      *watchHub // nil while nobody watches
 }
 
 // New makes a server; nothing runs until it is called.
@@ -98,6 +110,9 @@ func New(c Config) *Server {
 	if c.QuotaBytes == 0 {
 		c.QuotaBytes = defaultQuotaBytes
 	}
+	if c.WatchProgress == 0 {
+		c.WatchProgress = 10 * time.Minute
+	}
 	if c.TokenTTL == 0 {
 		c.TokenTTL = 5 * time.Minute
 	}
@@ -110,6 +125,7 @@ func New(c Config) *Server {
 // Register adds the services to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	etcdpb.RegisterKVServer(r, s)
+	etcdpb.RegisterWatchServer(r, s)
 	etcdpb.RegisterAuthServer(r, s)
 	etcdpb.RegisterClusterServer(r, s)
 	etcdpb.RegisterMaintenanceServer(r, s)
