@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"iter"
+	"strings"
 	"time"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -102,6 +103,16 @@ func (v *View) Lease(id int64) (*pb.LeaseRecord, bool) {
 		return nil, false
 	}
 	return &pb.LeaseRecord{Id: id, TtlSeconds: ttl}, true
+}
+
+// LeaseHolds reports whether a key that begins with prefix is attached to a lease.
+func (v *View) LeaseHolds(id int64, prefix string) bool {
+	found := false
+	v.s.attached.Ascend(attachment{id, prefix}, func(a attachment) bool {
+		found = a.lease == id && strings.HasPrefix(a.key, prefix)
+		return false
+	})
+	return found
 }
 
 // LeaseKeys is the keys attached to a lease, in order.

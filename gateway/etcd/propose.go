@@ -64,7 +64,13 @@ func (s *Server) attempt(ctx context.Context, v *fsm.View, txn *pb.Txn) (*pb.Txn
 	if err != nil {
 		return nil, err
 	}
+	for _, ops := range [][]*pb.RequestOp{txn.Success, txn.Failure} {
+		if err := s.mayAttach(v, ops); err != nil {
+			return nil, err
+		}
+	}
 	restore := func(a *pb.TxnResponse) *pb.TxnResponse { return a }
+	outdated := func(error) bool { return false }
 	if touchesSystem(txn) {
 		if v == nil {
 			if v, err = s.store.Linearizable(ctx); err != nil {
@@ -75,11 +81,14 @@ func (s *Server) attempt(ctx context.Context, v *fsm.View, txn *pb.Txn) (*pb.Txn
 		if err != nil {
 			return nil, err
 		}
-		txn, restore = admitted.txn, admitted.restore
+		txn, restore, outdated = admitted.txn, admitted.restore, admitted.outdated
 		guards = append(guards, admitted.guards...)
 	}
 	guarded, unwrap := guard(txn, guards)
 	answer, err := s.store.Propose(ctx, guarded)
+	if err != nil && outdated(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, storeError{err}
 	}

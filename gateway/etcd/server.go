@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/persys-dev/persys/fsm"
+	"github.com/persys-dev/persys/proto/etcd/v3electionpb"
+	"github.com/persys-dev/persys/proto/etcd/v3lockpb"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -74,6 +76,10 @@ type Config struct {
 	// WatchProgress is how often watchers that asked for it, and have no events, are
 	// told how far they are; default 10 min.
 	WatchProgress time.Duration
+	// MinLeaseTTL is the least that a lease is granted, in whole seconds, rounded up.
+	// It should be 3/2 of what an election may take, as in etcd; default 2 s, which is
+	// etcd's.
+	MinLeaseTTL time.Duration
 	// TokenTTL is how long an etcd token lasts after its last use; default 5 min.
 	TokenTTL time.Duration
 	// BcryptCost is that of new passwords; default 10.
@@ -85,6 +91,7 @@ type Config struct {
 type Server struct {
 	etcdpb.UnimplementedKVServer
 	etcdpb.UnimplementedWatchServer
+	etcdpb.UnimplementedLeaseServer
 	etcdpb.UnimplementedAuthServer
 	etcdpb.UnimplementedClusterServer
 	etcdpb.UnimplementedMaintenanceServer
@@ -113,6 +120,9 @@ func New(c Config) *Server {
 	if c.WatchProgress == 0 {
 		c.WatchProgress = 10 * time.Minute
 	}
+	if c.MinLeaseTTL == 0 {
+		c.MinLeaseTTL = 2 * time.Second
+	}
 	if c.TokenTTL == 0 {
 		c.TokenTTL = 5 * time.Minute
 	}
@@ -126,6 +136,9 @@ func New(c Config) *Server {
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	etcdpb.RegisterKVServer(r, s)
 	etcdpb.RegisterWatchServer(r, s)
+	etcdpb.RegisterLeaseServer(r, s)
+	v3lockpb.RegisterLockServer(r, locks{server: s})
+	v3electionpb.RegisterElectionServer(r, elections{server: s})
 	etcdpb.RegisterAuthServer(r, s)
 	etcdpb.RegisterClusterServer(r, s)
 	etcdpb.RegisterMaintenanceServer(r, s)

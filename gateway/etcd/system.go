@@ -190,10 +190,8 @@ func anyOp(ops []*pb.RequestOp, is func(*pb.RequestOp) bool) bool {
 // leaseOfSystem reports whether the system's keys hang on a lease: it is that of a
 // node, and no client's.
 func leaseOfSystem(v *fsm.View, id int64) bool {
-	for _, key := range v.LeaseKeys(id) {
-		if ownerOf(key) != users {
-			return true
-		}
+	if !v.LeaseHolds(id, "/") {
+		return false
 	}
-	return false
+	return slices.ContainsFunc(model.SystemPrefixes, func(prefix string) bool { return v.LeaseHolds(id, prefix) })
 }
