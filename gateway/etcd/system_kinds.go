@@ -153,7 +153,7 @@ func matches(pattern, key string) bool {
 // closed is why a client may not write a key of the system.
 func closed(key string) error {
 	if ownerOf([]byte(key)) == hidden {
-		return status.Errorf(codes.PermissionDenied, "%s is written by the server only; use etcdctl user, role and auth", authPrefix)
+		return status.Errorf(codes.PermissionDenied, "%s is written only by the server; use etcdctl user, role and auth", authPrefix)
 	}
 	k := kindOf(key)
 	if k == nil {
@@ -164,7 +164,7 @@ func closed(key string) error {
 	if at := strings.IndexByte(k.pattern, '*'); at >= 0 && !k.part {
 		where = k.pattern[:at]
 	}
-	return status.Errorf(codes.PermissionDenied, "%s is written by %s only; %s", where, k.writer, k.instead)
+	return status.Errorf(codes.PermissionDenied, "%s is written only by %s; %s", where, k.writer, k.instead)
 }
 
 // patternsBelow are those of a prefix that clients may write.

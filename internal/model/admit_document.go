@@ -130,6 +130,9 @@ func PutNode(v Reader, id string, document []byte, m Meta) (*pb.Txn, *pb.Node, e
 	if err := nameOf(&given.Id, id); err != nil {
 		return nil, nil, err
 	}
+	if _, known := v.Get(NodeKey(id)); !known {
+		return nil, nil, refuse(codes.NotFound, "there is no node %q; a machine becomes one when it joins", clip(id))
+	}
 	stored, err := loadNode(v, id)
 	if err != nil {
 		return nil, nil, err
