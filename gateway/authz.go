@@ -121,8 +121,8 @@ var access = map[string]callers{
 	etcdpb.Maintenance_Status_FullMethodName: mayRead,
 	etcdpb.Maintenance_Hash_FullMethodName:   mayRead,
 	etcdpb.Maintenance_HashKV_FullMethodName: mayRead,
-	// One method lists, raises and clears alarms.
-	etcdpb.Maintenance_Alarm_FullMethodName:      mayAdminister,
+	// One method lists, raises and clears alarms; gateway/etcd lets readers list.
+	etcdpb.Maintenance_Alarm_FullMethodName:      mayRead,
 	etcdpb.Maintenance_Defragment_FullMethodName: mayAdminister,
 	// A snapshot holds what no reader is shown, such as the hashes of passwords.
 	etcdpb.Maintenance_Snapshot_FullMethodName:   mayAdminister,

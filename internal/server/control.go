@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -19,9 +20,9 @@ import (
 // The replica is what the gateway asks for that only a whole server can do.
 var _ gateway.Control = (*replica)(nil)
 
-func (r *replica) gatewayConfig() gateway.Config {
+func (r *replica) gatewayConfig(etcdJSON http.Handler) gateway.Config {
 	return gateway.Config{
-		Store: gatewayStore{r.store}, Control: r, Version: Version, Gatherer: r.registry, Logger: r.log,
+		Store: gatewayStore{r.store}, Control: r, Version: Version, Gatherer: r.registry, Etcd: etcdJSON, Logger: r.log,
 		Ready: []gateway.Check{
 			{Name: "leader", Run: func(context.Context) error {
 				if _, _, ok := r.store.Leader(); !ok {

@@ -8,29 +8,51 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
 
 	"github.com/persys-dev/persys/fsm"
+	"github.com/persys-dev/persys/gateway"
 	"github.com/persys-dev/persys/gateway/etcd"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 	"github.com/persys-dev/persys/raftstore"
 )
 
-// etcdID makes of a name the number that etcd's API wants; never 0, which stands
-// for none.
-func etcdID(name string) uint64 { return max(1, xxhash.Sum64String(name)) }
-
 func (r *replica) etcdConfig() etcd.Config {
 	c := r.config.Etcd
 	return etcd.Config{
-		Store: etcdStore{r.store}, Cluster: etcdID(r.id.ClusterID), Member: etcdID(r.memberID),
-		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, Logger: r.log.With("part", "etcd"),
+		Store: etcdStore{r.store}, Cluster: etcd.ID(r.id.ClusterID), Member: etcd.ID(r.memberID),
+		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps,
+		Identity: etcdIdentity, CertUser: c.certUser, Logger: r.log.With("part", "etcd"),
 	}
+}
+
+// etcdIdentity is who calls with a certificate of the cluster.
+func etcdIdentity(ctx context.Context) (actor string, role pb.Role, ok bool) {
+	id, ok := gateway.IdentityFrom(ctx)
+	return id.String(), id.Role, ok
+}
+
+// certUser is the user that a certificate from another authority names.
+func (c EtcdConfig) certUser(ctx context.Context) string {
+	if _, ours := gateway.IdentityFrom(ctx); ours || !c.ClientCertAuth {
+		return ""
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return ""
+	}
+	return info.State.VerifiedChains[0][0].Subject.CommonName
 }
 
 // newEtcdPort opens the port for etcd's clients; nil where none is wanted.
@@ -47,13 +69,36 @@ func (r *replica) newEtcdPort() (*etcdPort, error) {
 	if p.listener, err = net.Listen("tcp", c.Listen); err != nil {
 		return nil, conflict("etcd_listen: %v; is an etcd running here? choose another port or address", err)
 	}
-	p.grpc = grpc.NewServer(c.grpcOptions()...)
+	p.grpc = grpc.NewServer(append(c.grpcOptions(), grpc.UnaryInterceptor(r.etcd.UnaryInterceptor))...)
 	r.registerEtcd(p.grpc)
+	handler, err := r.etcd.Handler(admitAll, promhttp.HandlerFor(r.registry, promhttp.HandlerOpts{}))
+	if err != nil {
+		p.listener.Close()
+		return nil, err
+	}
+	if p.tls == nil {
+		handler = etcd.OnlyLocal(handler)
+	}
 	p.http = &http.Server{
-		Handler: http.NotFoundHandler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
 	return p, nil
+}
+
+// admitAll: on this port nobody has an identity of ours; etcd's auth decides.
+func admitAll(ctx context.Context, _ string) (context.Context, error) { return ctx, nil }
+
+// etcdJSON is etcd's API on the HTTPS port.
+func (r *replica) etcdJSON() (http.Handler, error) {
+	calls, err := r.etcd.JSON(gateway.AdmitLocally)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", calls)
+	mux.HandleFunc("GET /version", etcd.ServeVersion)
+	return mux, nil
 }
 
 // registerEtcd adds what etcd's clients expect of a gRPC server.

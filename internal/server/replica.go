@@ -106,8 +106,12 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 		return err
 	}
 	r.sessions = newSessions(log, newDesired(), r.store.View, r.store.Linearizable, r.welcome)
-	r.gateway = gateway.New(r.gatewayConfig())
 	r.etcd = etcd.New(r.etcdConfig())
+	etcdJSON, err := r.etcdJSON()
+	if err != nil {
+		return err
+	}
+	r.gateway = gateway.New(r.gatewayConfig(etcdJSON))
 	etcdPort, err := r.newEtcdPort()
 	if err != nil {
 		return err
@@ -226,7 +230,7 @@ func (r *replica) grpcServer() *grpc.Server {
 		grpc.Creds(pki.TransportCredentials()),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(10_000),
-		grpc.ChainUnaryInterceptor(gateway.UnaryInterceptor),
+		grpc.ChainUnaryInterceptor(gateway.UnaryInterceptor, r.etcd.UnaryInterceptor),
 		grpc.ChainStreamInterceptor(gateway.StreamInterceptor),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
