@@ -50,10 +50,19 @@ need protoc protobuf-compiler
 need setsid util-linux
 need ps procps
 [ -f /usr/include/stdlib.h ] || packages+=(libc6-dev)
+[ -f /usr/include/google/protobuf/descriptor.proto ] || packages+=(libprotobuf-dev)
 if [ "$docker" = yes ]; then
 	have docker || packages+=(docker.io)
 	# An engine that answers may be elsewhere; only without one is a daemon needed.
 	docker version >/dev/null 2>&1 || need dockerd docker.io
+fi
+# Tests compare with a real etcd and call etcdctl; they run both themselves, so
+# Debian's service is neither started nor enabled.
+etcd=no
+if ! have etcd || ! have etcdctl; then
+	etcd=yes
+	need etcd etcd-server
+	need etcdctl etcd-client
 fi
 if [ ${#packages[@]} -gt 0 ]; then
 	have apt-get || fail "missing: ${packages[*]}; there is no apt-get here, install them with your system's package manager"
@@ -61,7 +70,15 @@ if [ ${#packages[@]} -gt 0 ]; then
 	say "installing ${packages[*]}"
 	export DEBIAN_FRONTEND=noninteractive
 	"${as_root[@]}" apt-get update -q >&2 || say "apt-get update failed; trying with the lists that are there"
+	policy=/usr/sbin/policy-rc.d
+	if [ $etcd = yes ] && [ ! -e $policy ]; then
+		trap '"${as_root[@]}" rm -f $policy' EXIT
+		printf '#!/bin/sh\nfor a; do case $a in etcd | etcd.service) exit 101 ;; esac; done\n' | "${as_root[@]}" sh -c "cat >$policy && chmod 755 $policy"
+	fi
 	"${as_root[@]}" apt-get install -q -y --no-install-recommends "${packages[@]}" >&2 || fail "apt-get could not install ${packages[*]}"
+	if [ $etcd = yes ] && have systemctl; then
+		"${as_root[@]}" systemctl -q disable --now etcd 2>/dev/null || true
+	fi
 fi
 
 answers() { "${as_root[@]}" docker version >/dev/null 2>&1; }
