@@ -150,7 +150,7 @@ func TestMalformed(t *testing.T) {
 		"request_id has 33 bytes":            {RequestId: make([]byte, fsm.MaxRequestID+1)},
 		"request_id is only for the outer":   txn(&pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.Txn{RequestId: key}}}),
 		"nested more than 256 deep":          deep,
-		"more than 8192 compares":            txn(many...),
+		"more than 262144 compares":          txn(many...),
 		"more than 8388608 bytes":            txn(put("k", strings.Repeat("x", fsm.MaxTxnBytes))),
 		"operation is empty":                 txn(&pb.RequestOp{}),
 		"operation is empty or":              txn(nil),

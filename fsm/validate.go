@@ -11,7 +11,7 @@ const (
 	MaxRequestID = 32
 	// MaxOps is the number of compares and operations of a transaction, those of
 	// nested transactions and of branches that are not taken included.
-	MaxOps = 8192
+	MaxOps = 1 << 18
 	// MaxDepth is how deep transactions may be nested.
 	MaxDepth = 256
 	// MaxTxnBytes is the sum of all keys, range ends and values in bytes.
