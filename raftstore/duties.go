@@ -131,6 +131,9 @@ func (s *Store) maintain(ctx context.Context, l *leadership, op *pb.RequestOp) e
 	return nil
 }
 
+// samplesPerAge bounds what is remembered to tell how old a revision is.
+const samplesPerAge = 256
+
 // history decides up to where the past is forgotten. It has no clock.
 type history struct {
 	keep    Retention
@@ -148,7 +151,9 @@ func newHistory(keep Retention) *history { return &history{keep: keep} }
 // target returns the revision to compact to. It grows only with the number of
 // revisions, and in steps that are worth a log entry.
 func (h *history) target(now time.Time, revision, compacted int64) (int64, bool) {
-	h.samples = append(h.samples, sample{now, revision})
+	if n := len(h.samples); n == 0 || now.Sub(h.samples[n-1].at) >= h.keep.Age/samplesPerAge {
+		h.samples = append(h.samples, sample{now, revision})
+	}
 	aged := int64(0) // newest revision that is older than Age
 	for len(h.samples) > 0 && now.Sub(h.samples[0].at) >= h.keep.Age {
 		aged = h.samples[0].revision
@@ -158,7 +163,7 @@ func (h *history) target(now time.Time, revision, compacted int64) (int64, bool)
 		h.samples = h.samples[1:]
 	}
 	to := max(min(revision-h.keep.Revisions, aged), revision-h.keep.MaxRevisions)
-	if to <= compacted || to-compacted < h.keep.Revisions/2 {
+	if to < 1 || to <= compacted || to-compacted < h.keep.Revisions/2 {
 		return 0, false
 	}
 	return to, true

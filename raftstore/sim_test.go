@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"fmt"
+	"math"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -203,5 +204,42 @@ func TestHistoryTarget(t *testing.T) {
 	}
 	if len(h.samples) > 3 {
 		t.Errorf("%d samples are kept", len(h.samples))
+	}
+}
+
+// What etcd's modes of auto-compaction ask for.
+func TestHistoryTargetByAgeOrNumberAlone(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	byAge := newHistory(Retention{Revisions: 1, Age: 24 * time.Hour, MaxRevisions: math.MaxInt64})
+	byNumber := newHistory(Retention{Revisions: 100, Age: 1, MaxRevisions: math.MaxInt64})
+	never := newHistory(Retention{Revisions: math.MaxInt64, Age: 1, MaxRevisions: math.MaxInt64})
+	if to, ok := byAge.target(at(0), 1, -1); ok {
+		t.Errorf("compacts to %d while there is nothing", to)
+	}
+	aged, numbered := int64(-1), int64(-1)
+	const day = 24 * 60 * 60
+	for s := 5; s < 3*day; s += 5 {
+		revision := int64(s + 1) // one a second
+		if to, ok := byAge.target(at(s), revision, aged); ok {
+			if age := revision - to; age < day || age > day+day/100 {
+				t.Fatalf("compacts what is %d s old", age)
+			}
+			aged = to
+		}
+		if to, ok := byNumber.target(at(s), revision, numbered); ok {
+			if kept := revision - to; kept < 100 || kept > 155 {
+				t.Fatalf("keeps %d revisions", kept)
+			}
+			numbered = to
+		}
+		if to, ok := never.target(at(s), revision, -1); ok {
+			t.Fatalf("compacts to %d", to)
+		}
+	}
+	if aged < day || numbered < 2*day {
+		t.Errorf("compacted to %d by age, to %d by number", aged, numbered)
+	}
+	if len(byAge.samples) > 2*samplesPerAge {
+		t.Errorf("%d samples are kept", len(byAge.samples))
 	}
 }
