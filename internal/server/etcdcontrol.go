@@ -82,14 +82,20 @@ func (c etcdControl) RemoveMember(ctx context.Context, m *etcdpb.Member) error {
 	if !m.IsLearner && len(voters) == 1 {
 		return rpctypes.ErrGRPCMemberNotEnoughStarted
 	}
-	if c.Status().Leader == m.ID {
+	err := c.remove(ctx, m)
+	if err != nil && c.Status().Leader == m.ID {
 		if err := c.ChangeMember(ctx, &pb.ChangeMemberRequest{Change: pb.ChangeMemberRequest_TRANSFER}); err != nil {
 			return err
 		}
 		if err := c.awaitLeader(ctx, func(id string) bool { return etcd.ID(id) != m.ID }); err != nil {
 			return err
 		}
+		err = c.remove(ctx, m)
 	}
+	return err
+}
+
+func (c etcdControl) remove(ctx context.Context, m *etcdpb.Member) error {
 	err := c.ChangeMember(ctx, &pb.ChangeMemberRequest{Change: pb.ChangeMemberRequest_REMOVE, Name: m.Name})
 	switch {
 	case status.Code(err) == codes.NotFound:
