@@ -214,21 +214,24 @@ func (a *admission) put(p *pb.PutRequest) (*pb.RequestOp, restore, error) {
 			return nil, nil, admissionError(key, err)
 		}
 	}
-	a.guard(model.Unchanged(key, before.GetModRevision()))
 	answer := &pb.PutResponse{}
 	if p.PrevKv {
 		answer.PrevKv = show(before)
 	}
-	return nested(&pb.Txn{Success: a.take(change)}), func(*pb.ResponseOp) *pb.ResponseOp {
+	return nested(&pb.Txn{Success: a.take(change, key, before)}), func(*pb.ResponseOp) *pb.ResponseOp {
 		return &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: answer}}
 	}, nil
 }
 
-// take makes guards of what a change compares; what is left is its operations. A
-// nil change is none.
-func (a *admission) take(change *pb.Txn) []*pb.RequestOp {
-	a.guard(change.GetCompare()...)
-	return change.GetSuccess()
+// take makes guards of what a change of an object compares, which is at least the
+// object; what is left is its operations. A nil change is none.
+func (a *admission) take(change *pb.Txn, key string, read *pb.KeyValue) []*pb.RequestOp {
+	if change == nil {
+		a.guard(model.Unchanged(key, read.GetModRevision()))
+		return nil
+	}
+	a.guard(change.Compare...)
+	return change.Success
 }
 
 // admissionError tells which key a refusal is about.
@@ -310,12 +313,11 @@ func (a *admission) removeObjects(r *removal, part area) error {
 			return admissionError(key, err)
 		}
 		a.removed[key] = true
-		a.guard(model.Unchanged(key, kv.ModRevision))
 		answer := &pb.DeleteRangeResponse{Deleted: 1}
 		if r.asked.PrevKv {
 			answer.PrevKvs = []*pb.KeyValue{show(kv)}
 		}
-		r.ops = append(r.ops, nested(&pb.Txn{Success: a.take(change)}))
+		r.ops = append(r.ops, nested(&pb.Txn{Success: a.take(change, key, kv)}))
 		r.answers = append(r.answers, answer)
 	}
 	// Nothing has come since.
