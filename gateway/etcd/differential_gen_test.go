@@ -1,8 +1,6 @@
 package etcd
 
 import (
-	"strings"
-
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -20,21 +18,14 @@ var (
 // generator draws requests.
 type generator struct {
 	t *rapid.T
-	// Revisions since the sequence began, about.
+	// Revisions since the sequence began.
 	revision int64
 }
 
 func newGenerator(t *rapid.T) *generator { return &generator{t: t} }
 
-// learn takes note of an answer.
-func (g *generator) learn(answer string) {
-	if !strings.Contains(answer, "rpc error") {
-		g.revision++
-	}
-}
-
 func (g *generator) request() proto.Message {
-	switch kind := g.number("kind", 0, 19); {
+	switch kind := g.number("kind", 0, 23); {
 	case kind < 6:
 		return g.put()
 	case kind < 8:
@@ -43,6 +34,14 @@ func (g *generator) request() proto.Message {
 		return g.rangeRequest()
 	case kind < 18:
 		return g.txn(0)
+	case kind < 20:
+		return &etcdpb.LeaseGrantRequest{ID: g.leaseID(), TTL: rapid.SampledFrom([]int64{1000, 9_000_000_000, 9_000_000_001}).Draw(g.t, "ttl")}
+	case kind < 21:
+		return &etcdpb.LeaseRevokeRequest{ID: g.leaseID()}
+	case kind < 22:
+		return &etcdpb.LeaseTimeToLiveRequest{ID: g.leaseID(), Keys: g.maybe("keys", 2)}
+	case kind < 23 && g.maybe("leases", 4):
+		return &etcdpb.LeaseLeasesRequest{}
 	default:
 		return &etcdpb.CompactionRequest{Revision: g.anyRevision("compact"), Physical: g.maybe("physical", 2)}
 	}
@@ -140,6 +139,14 @@ func (g *generator) op(depth int) *etcdpb.RequestOp {
 		return &etcdpb.RequestOp{Request: &etcdpb.RequestOp_RequestTxn{RequestTxn: g.txn(depth + 1)}}
 	default:
 		return &etcdpb.RequestOp{Request: &etcdpb.RequestOp_RequestRange{RequestRange: g.rangeRequest()}}
+	}
+}
+
+// watch is of a range that the last change of the sequence is in.
+func (g *generator) watch() *etcdpb.WatchCreateRequest {
+	return &etcdpb.WatchCreateRequest{
+		Key: g.bytes("key", []string{"a", "b", "\x00", "!"}), RangeEnd: g.bytes("end", []string{"\x00", "c", "\xff"}),
+		StartRevision: relative + rapid.Int64Range(0, g.revision+1).Draw(g.t, "start"), PrevKv: g.maybe("prev", 2),
 	}
 }
 
