@@ -110,10 +110,12 @@ func (s *Server) MemberRemove(ctx context.Context, r *etcdpb.MemberRemoveRequest
 	if err := s.config.Control.RemoveMember(ctx, m); err != nil {
 		return nil, statusOf(err)
 	}
-	v, members, err := s.members(ctx, true)
+	// If it was this replica, there is nobody left for it to ask.
+	v, members, err := s.members(ctx, m.ID != s.config.Member)
 	if err != nil {
 		return nil, err
 	}
+	members = slices.DeleteFunc(members, func(one *etcdpb.Member) bool { return one.ID == m.ID })
 	return &etcdpb.MemberRemoveResponse{Header: s.header(v.Revision()), Members: members}, nil
 }
 

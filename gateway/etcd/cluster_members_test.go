@@ -129,6 +129,17 @@ func TestMemberRemove(t *testing.T) {
 	}
 }
 
+// A server that is asked to remove itself still answers.
+func TestMemberRemoveOfItself(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	gone := c.follower()
+	answer, err := c.client(gone.endpoint).MemberRemove(ctx, ID(gone.name))
+	if err != nil || len(answer.Members) != 2 {
+		t.Errorf("%v, %v", answer, err)
+	}
+}
+
 func TestMemberPromote(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	ctx := within(t, patience)
