@@ -21,9 +21,9 @@ import (
 const (
 	// sessionTTL in seconds is for contestants who bring no lease.
 	sessionTTL = 60
-	// withdrawPatience bounds how long it is tried to take back the key of a
-	// contestant who has gone. It goes with its lease anyway.
-	withdrawPatience = 5 * time.Second
+	// settlePatience bounds how long a call whose caller has gone is carried on with, so
+	// that it leaves no key behind. The key goes with its lease anyway.
+	settlePatience = 10 * time.Second
 )
 
 // contest is the queue of a name.
@@ -41,9 +41,9 @@ func (s *Server) contest(name []byte) contest {
 type place struct {
 	key            []byte
 	lease, created int64
-	header         *etcdpb.ResponseHeader
-	// value is what the key held already, where there was one.
-	value []byte
+	// As the place was taken. Nobody else has written the key since, as long as this
+	// is when it was modified.
+	header *etcdpb.ResponseHeader
 	// first: it had won when it was taken.
 	first bool
 }
@@ -57,25 +57,28 @@ func (s *Server) session(ctx context.Context, lease int64) (int64, error) {
 	return granted.GetID(), err
 }
 
-// enter takes a place with a lease, or finds the one that it has.
+// enter takes a place with a lease, or the one that it has already, which it writes
+// again: a client that tries again must not lose what it gets to the call that it
+// gave up. It goes on when the caller has gone, to know what there is to take back.
 func (c contest) enter(ctx context.Context, lease int64, value []byte) (*place, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settlePatience)
+	defer cancel()
 	lease, err := c.session(ctx, lease)
 	if err != nil {
 		return nil, err
 	}
 	p := &place{key: fmt.Appendf(c.prefix[:len(c.prefix):len(c.prefix)], "%x", lease), lease: lease}
-	answer, err := c.Txn(ctx, &etcdpb.TxnRequest{
-		Compare: []*etcdpb.Compare{createdAt(p.key, 0)},
-		Success: []*etcdpb.RequestOp{putValue(p.key, value, lease), rangeOp(c.winner())},
-		Failure: []*etcdpb.RequestOp{rangeOp(&etcdpb.RangeRequest{Key: p.key}), rangeOp(c.winner())},
-	})
+	take := putValue(p.key, value, lease)
+	take.GetRequestPut().PrevKv = true
+	answer, err := c.Txn(ctx, &etcdpb.TxnRequest{Success: []*etcdpb.RequestOp{
+		take, {Request: &etcdpb.RequestOp_RequestRange{RequestRange: c.winner()}},
+	}})
 	if err != nil {
 		return nil, err
 	}
-	p.header, p.created, p.value = answer.Header, answer.Header.Revision, value
-	if !answer.Succeeded {
-		own := answer.Responses[0].GetResponseRange().Kvs[0]
-		p.created, p.value = own.CreateRevision, own.Value
+	p.header, p.created = answer.Header, answer.Header.Revision
+	if had := answer.Responses[0].GetResponsePut().PrevKv; had != nil {
+		p.created = had.CreateRevision
 	}
 	winner := answer.Responses[1].GetResponseRange().Kvs
 	p.first = len(winner) == 0 || winner[0].CreateRevision == p.created
@@ -94,6 +97,9 @@ func (c contest) winner() *etcdpb.RangeRequest {
 // that shows it still held; none where it is not. Who waits looks only at the one
 // before, so that a place that is left wakes one.
 func (c contest) win(ctx context.Context, p *place) (*etcdpb.ResponseHeader, error) {
+	if p.first {
+		return p.header, statusOf(ctx.Err())
+	}
 	for {
 		before, err := c.Range(ctx, &etcdpb.RangeRequest{
 			Key: c.prefix, RangeEnd: c.end, Limit: 1, MaxCreateRevision: p.created - 1,
@@ -138,21 +144,25 @@ func (c contest) await(ctx context.Context, key, end []byte, after int64, seen f
 	}
 }
 
-// withdraw gives the place up, also for a caller who has gone.
+// withdraw gives the place up for a caller who has gone.
 func (c contest) withdraw(ctx context.Context, p *place) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawPatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settlePatience)
 	defer cancel()
-	if _, err := c.leave(ctx, p); err != nil {
+	_, err := c.leave(ctx, p.key, &etcdpb.Compare{
+		Key: p.key, Target: etcdpb.Compare_MOD, Result: etcdpb.Compare_EQUAL,
+		TargetUnion: &etcdpb.Compare_ModRevision{ModRevision: p.header.Revision},
+	})
+	if err != nil {
 		c.log.Warn("the key of a contestant who has gone stays until its lease ends", "key", string(p.key), "error", err)
 	}
 }
 
-// leave deletes the key, if it is that of the place still.
-func (c contest) leave(ctx context.Context, p *place) (*etcdpb.TxnResponse, error) {
-	return c.Txn(ctx, &etcdpb.TxnRequest{
-		Compare: []*etcdpb.Compare{createdAt(p.key, p.created)},
+// leave deletes a key if it is what the compare says.
+func (s *Server) leave(ctx context.Context, key []byte, is *etcdpb.Compare) (*etcdpb.TxnResponse, error) {
+	return s.Txn(ctx, &etcdpb.TxnRequest{
+		Compare: []*etcdpb.Compare{is},
 		Success: []*etcdpb.RequestOp{{Request: &etcdpb.RequestOp_RequestDeleteRange{
-			RequestDeleteRange: &etcdpb.DeleteRangeRequest{Key: p.key},
+			RequestDeleteRange: &etcdpb.DeleteRangeRequest{Key: key},
 		}}},
 	})
 }
@@ -168,8 +178,4 @@ func putValue(key, value []byte, lease int64) *etcdpb.RequestOp {
 	return &etcdpb.RequestOp{Request: &etcdpb.RequestOp_RequestPut{
 		RequestPut: &etcdpb.PutRequest{Key: key, Value: value, Lease: lease},
 	}}
-}
-
-func rangeOp(r *etcdpb.RangeRequest) *etcdpb.RequestOp {
-	return &etcdpb.RequestOp{Request: &etcdpb.RequestOp_RequestRange{RequestRange: r}}
 }

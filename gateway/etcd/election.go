@@ -1,7 +1,6 @@
 package etcd
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 
@@ -39,13 +38,7 @@ func (e elections) Campaign(ctx context.Context, r *v3electionpb.CampaignRequest
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(p.value, r.Value) {
-		_, err = e.proclaim(ctx, p, r.Value)
-	}
-	won := p.header
-	if err == nil && !p.first {
-		won, err = c.win(ctx, p)
-	}
+	won, err := c.win(ctx, p)
 	switch {
 	case err != nil:
 		c.withdraw(ctx, p)
@@ -68,17 +61,9 @@ func (e elections) Proclaim(ctx context.Context, r *v3electionpb.ProclaimRequest
 	if err != nil {
 		return nil, err
 	}
-	header, err := e.proclaim(ctx, &place{key: r.Leader.Key, created: r.Leader.Rev, lease: lease}, r.Value)
-	if err != nil {
-		return nil, err
-	}
-	return &v3electionpb.ProclaimResponse{Header: header}, nil
-}
-
-func (e elections) proclaim(ctx context.Context, p *place, value []byte) (*etcdpb.ResponseHeader, error) {
 	answer, err := e.server.Txn(ctx, &etcdpb.TxnRequest{
-		Compare: []*etcdpb.Compare{createdAt(p.key, p.created)},
-		Success: []*etcdpb.RequestOp{putValue(p.key, value, p.lease)},
+		Compare: []*etcdpb.Compare{createdAt(r.Leader.Key, r.Leader.Rev)},
+		Success: []*etcdpb.RequestOp{putValue(r.Leader.Key, r.Value, lease)},
 	})
 	switch {
 	case err != nil:
@@ -86,7 +71,7 @@ func (e elections) proclaim(ctx context.Context, p *place, value []byte) (*etcdp
 	case !answer.Succeeded:
 		return nil, errNotElected
 	}
-	return answer.Header, nil
+	return &v3electionpb.ProclaimResponse{Header: answer.Header}, nil
 }
 
 // Leader reads the leader's key.
@@ -106,8 +91,7 @@ func (e elections) Resign(ctx context.Context, r *v3electionpb.ResignRequest) (*
 	if r.Leader == nil {
 		return nil, errNoLeaderKey
 	}
-	c := e.server.contest(r.Leader.Name)
-	answer, err := c.leave(ctx, &place{key: r.Leader.Key, created: r.Leader.Rev})
+	answer, err := e.server.leave(ctx, r.Leader.Key, createdAt(r.Leader.Key, r.Leader.Rev))
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -311,6 +312,7 @@ func TestLeaseKeepAliveOfManyOnOneStream(t *testing.T) {
 }
 
 func TestLeaseWithoutALeader(t *testing.T) {
+	t.Parallel() // it only waits
 	c := newCluster(t, 3, nil)
 	ctx := within(t, patience)
 	follower := c.follower()
@@ -331,11 +333,22 @@ func TestLeaseWithoutALeader(t *testing.T) {
 	if err := stream.Send(&etcdpb.LeaseKeepAliveRequest{ID: granted.ID}); err != nil {
 		t.Fatal(err)
 	}
-	if answer, err := stream.Recv(); status.Code(err) != codes.Unavailable {
-		t.Errorf("keep-alive: %v, %v", answer, err)
-	}
-	if answer, err := lease.LeaseTimeToLive(ctx, &etcdpb.LeaseTimeToLiveRequest{ID: granted.ID}); status.Code(err) != codes.Unavailable {
-		t.Errorf("time: %v, %v", answer, err)
+	var g errgroup.Group
+	g.Go(func() error {
+		if answer, err := stream.Recv(); status.Code(err) != codes.Unavailable {
+			return fmt.Errorf("keep-alive: %v, %v", answer, err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		answer, err := lease.LeaseTimeToLive(ctx, &etcdpb.LeaseTimeToLiveRequest{ID: granted.ID})
+		if status.Code(err) != codes.Unavailable {
+			return fmt.Errorf("time: %v, %v", answer, err)
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -25,10 +25,7 @@ func (l locks) Lock(ctx context.Context, r *v3lockpb.LockRequest) (*v3lockpb.Loc
 	if err != nil {
 		return nil, err
 	}
-	header := p.header
-	if !p.first {
-		header, err = c.win(ctx, p)
-	}
+	header, err := c.win(ctx, p)
 	switch {
 	case err != nil:
 		c.withdraw(ctx, p)

@@ -1,0 +1,344 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/persys-dev/persys/proto/etcd/v3lockpb"
+)
+
+func newSession(t testing.TB, client *clientv3.Client, options ...concurrency.SessionOption) *concurrency.Session {
+	t.Helper()
+	session, err := concurrency.NewSession(client, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { session.Orphan() })
+	return session
+}
+
+func lockService(client *clientv3.Client) v3lockpb.LockClient {
+	return v3lockpb.NewLockClient(client.ActiveConnection())
+}
+
+// awaitWaiters waits until so many keys are below a name.
+func awaitWaiters(t testing.TB, ctx context.Context, client *clientv3.Client, name string, want int64) {
+	t.Helper()
+	eventually(t, fmt.Sprint(want, " in the queue of ", name), func() error {
+		got, err := client.Get(ctx, name+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil || got.Count != want {
+			return fmt.Errorf("%v, %v", got, err)
+		}
+		return nil
+	})
+}
+
+// Ten clients at all replicas, half by themselves and half through the service: one
+// at a time holds the lock, also while the leader is replaced.
+func TestMutexExcludes(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, 2*patience)
+	const clients, rounds = 10, 5
+	var inside, entered atomic.Int32
+	var g errgroup.Group
+	for i := range clients {
+		client := c.client()
+		session := newSession(t, client)
+		critical := func() error {
+			if n := inside.Add(1); n != 1 {
+				return fmt.Errorf("%d hold the lock", n)
+			}
+			n := entered.Add(1)
+			_, err := client.Put(ctx, "last", fmt.Sprint(n))
+			inside.Add(-1)
+			return err
+		}
+		if i%2 == 0 {
+			g.Go(func() error {
+				mutex := concurrency.NewMutex(session, "lock")
+				for range rounds {
+					if err := errors.Join(mutex.Lock(ctx), critical(), mutex.Unlock(ctx)); err != nil {
+						return fmt.Errorf("client %d: %w", i, err)
+					}
+				}
+				return nil
+			})
+			continue
+		}
+		g.Go(func() error {
+			for range rounds {
+				held, err := lockThroughLosses(ctx, client, session.Lease())
+				if err != nil {
+					return fmt.Errorf("client %d: lock: %w", i, err)
+				}
+				if err := critical(); err != nil {
+					return fmt.Errorf("client %d: %w", i, err)
+				}
+				if _, err := client.Delete(ctx, string(held.Key)); err != nil {
+					return fmt.Errorf("client %d: unlock: %w", i, err)
+				}
+			}
+			return nil
+		})
+	}
+	eventually(t, "some have had the lock", func() error {
+		if n := entered.Load(); n < clients {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	leader := c.leader()
+	leader.kill()
+	c.leader()
+	leader.start(c, false)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if n := entered.Load(); n != clients*rounds {
+		t.Errorf("entered %d times, want %d", n, clients*rounds)
+	}
+}
+
+// lockThroughLosses asks again when the replica that was asked is lost: with the
+// same lease it is the same lock.
+func lockThroughLosses(ctx context.Context, client *clientv3.Client, lease clientv3.LeaseID) (*v3lockpb.LockResponse, error) {
+	for {
+		held, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(lease)})
+		if status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
+			return held, err
+		}
+	}
+}
+
+func TestTryLock(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	ctx := within(t, patience)
+	client := c.client()
+	one := concurrency.NewMutex(newSession(t, client), "lock")
+	other := concurrency.NewMutex(newSession(t, client), "lock")
+	if err := one.TryLock(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.TryLock(ctx); !errors.Is(err, concurrency.ErrLocked) {
+		t.Errorf("a second lock: %v", err)
+	}
+	if err := one.TryLock(ctx); err != nil {
+		t.Errorf("the same again: %v", err)
+	}
+	if err := errors.Join(one.Unlock(ctx), other.TryLock(ctx)); err != nil {
+		t.Errorf("after the unlock: %v", err)
+	}
+	// A lock of the service counts as well.
+	if err := other.Unlock(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.TryLock(ctx); !errors.Is(err, concurrency.ErrLocked) {
+		t.Errorf("beside the service: %v", err)
+	}
+}
+
+func TestLockService(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	leader, follower := c.client(c.leader().endpoint), c.client(c.follower().endpoint)
+	session := newSession(t, leader)
+	held, err := lockService(leader).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(session.Lease())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("lock/%x", session.Lease()); string(held.Key) != want {
+		t.Errorf("key %q, want %q", held.Key, want)
+	}
+	got, err := follower.Get(ctx, string(held.Key))
+	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].Lease != int64(session.Lease()) || got.Kvs[0].CreateRevision != held.Header.Revision {
+		t.Errorf("key: %v, %v", got, err)
+	}
+	again, err := lockService(follower).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(session.Lease())})
+	if err != nil || string(again.Key) != string(held.Key) {
+		t.Errorf("again: %v, %v", again, err)
+	}
+	// The next waits, here without a lease of its own.
+	next := make(chan *v3lockpb.LockResponse, 1)
+	go func() {
+		answer, err := lockService(follower).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock")})
+		if err != nil {
+			t.Error(err)
+		}
+		next <- answer
+	}()
+	awaitWaiters(t, ctx, leader, "lock", 2)
+	select {
+	case answer := <-next:
+		t.Fatalf("a second lock: %v", answer)
+	default:
+	}
+	released, err := lockService(follower).Unlock(ctx, &v3lockpb.UnlockRequest{Key: held.Key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := <-next
+	if answer.GetHeader().GetRevision() < released.Header.Revision {
+		t.Errorf("unlocked at %v, locked at %v", released, answer)
+	}
+	if got, err := leader.Get(ctx, string(answer.GetKey())); err != nil || len(got.Kvs) != 1 {
+		t.Errorf("the next key: %v, %v", got, err)
+	} else if left, err := leader.TimeToLive(ctx, clientv3.LeaseID(got.Kvs[0].Lease)); err != nil || left.GrantedTTL != 60 {
+		t.Errorf("its lease: %v, %v", left, err)
+	}
+	if _, err := lockService(leader).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: 4711}); status.Code(err) != codes.NotFound {
+		t.Errorf("a lease that is not: %v", err)
+	}
+	if _, err := lockService(leader).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("/workloads")}); status.Code(err) != codes.PermissionDenied && status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a lock among the system's keys: %v", err)
+	}
+}
+
+// A call that is given up leaves no key, and does not wake the next.
+func TestLockThatIsGivenUp(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	client := c.client(c.follower().endpoint)
+	held, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	given, giveUp := context.WithCancel(ctx)
+	answers := make(chan error, 2)
+	go func() {
+		_, err := lockService(client).Lock(given, &v3lockpb.LockRequest{Name: []byte("lock")})
+		answers <- err
+	}()
+	awaitWaiters(t, ctx, client, "lock", 2)
+	go func() {
+		_, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock")})
+		answers <- err
+	}()
+	awaitWaiters(t, ctx, client, "lock", 3)
+	giveUp()
+	if err := <-answers; status.Code(err) != codes.Canceled {
+		t.Errorf("given up: %v", err)
+	}
+	awaitWaiters(t, ctx, client, "lock", 2)
+	select {
+	case err := <-answers:
+		t.Fatalf("the lock is held by two: %v", err)
+	default:
+	}
+	if _, err := lockService(client).Unlock(ctx, &v3lockpb.UnlockRequest{Key: held.Key}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answers; err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that tries again, with its lease, does not lose its place to the call that
+// it gave up, which may end later.
+func TestLockThatIsTriedAgain(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	client := c.client(c.follower().endpoint)
+	held, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := newSession(t, client)
+	request := &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(session.Lease())}
+	given, giveUp := context.WithCancel(ctx)
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := lockService(client).Lock(given, request)
+		first <- err
+	}()
+	awaitWaiters(t, ctx, client, "lock", 2)
+	go func() {
+		_, err := lockService(client).Lock(ctx, request)
+		second <- err
+	}()
+	key := fmt.Sprintf("lock/%x", session.Lease())
+	eventually(t, "the second call has come", func() error {
+		if got, err := client.Get(ctx, key); err != nil || len(got.Kvs) != 1 || got.Kvs[0].Version != 2 {
+			return fmt.Errorf("%v, %v", got, err)
+		}
+		return nil
+	})
+	giveUp()
+	if err := <-first; status.Code(err) != codes.Canceled {
+		t.Errorf("given up: %v", err)
+	}
+	if _, err := lockService(client).Unlock(ctx, &v3lockpb.UnlockRequest{Key: held.Key}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+	if got, err := client.Get(ctx, key); err != nil || len(got.Kvs) != 1 {
+		t.Errorf("the key: %v, %v", got, err)
+	}
+}
+
+// Who waits with a lease that ends has not got the lock, and who holds it with one
+// has lost it.
+func TestLockEndsWithItsLease(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	client := c.client()
+	holder, waiter := newSession(t, client), newSession(t, client)
+	lock := func(s *concurrency.Session) error {
+		_, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(s.Lease())})
+		return err
+	}
+	if err := lock(holder); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- lock(waiter) }()
+	awaitWaiters(t, ctx, client, "lock", 2)
+	if _, err := client.Revoke(ctx, waiter.Lease()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Revoke(ctx, holder.Lease()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answer; status.Code(err) != codes.Unknown || status.Convert(err).Message() != "mutex: session is expired" {
+		t.Errorf("a lock with a lease that has ended: %v", err)
+	}
+	if err := lock(newSession(t, client)); err != nil {
+		t.Errorf("the lock is free: %v", err)
+	}
+}
+
+// A session ends with its lease, whoever ends that.
+func TestSession(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := within(t, patience)
+	client := c.client()
+	session := newSession(t, client, concurrency.WithTTL(2))
+	if _, err := client.Revoke(ctx, session.Lease()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-session.Done():
+	case <-ctx.Done():
+		t.Error("the session does not learn of its end")
+	}
+	closed := newSession(t, client)
+	if err := closed.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := client.TimeToLive(ctx, closed.Lease()); err != nil || left.TTL != -1 {
+		t.Errorf("after Close: %v, %v", left, err)
+	}
+}
