@@ -34,8 +34,11 @@ func statusOf(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
-	if s, ok := status.FromError(err); ok {
-		return s.Err()
+	// Not by status.FromError, which makes the status of what is wrapped a part of
+	// the message: clients compare it whole.
+	var known interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &known) {
+		return known.GRPCStatus().Err()
 	}
 	return status.Error(codes.Unavailable, err.Error())
 }

@@ -117,8 +117,10 @@ func (s *Server) Snapshot(_ *etcdpb.SnapshotRequest, stream etcdpb.Maintenance_S
 	return statusOf(err)
 }
 
-// snapshotWriter sends what is written, each in one message. The fsm writes pieces
-// of 256 KiB, or a version that is larger.
+// snapshotPiece is the size of a message: any client takes that.
+const snapshotPiece = 256 << 10
+
+// snapshotWriter sends what is written.
 type snapshotWriter struct {
 	stream    etcdpb.Maintenance_SnapshotServer
 	header    *etcdpb.ResponseHeader
@@ -126,13 +128,15 @@ type snapshotWriter struct {
 }
 
 func (w *snapshotWriter) Write(p []byte) (int, error) {
-	w.remaining -= uint64(len(p))
-	err := w.stream.Send(&etcdpb.SnapshotResponse{
-		Header: w.header, RemainingBytes: w.remaining, Version: storageVersion,
-		Blob: bytes.Clone(p), // the sender may keep it, and the writer goes on
-	})
-	if err != nil {
-		return 0, err
+	for piece := range slices.Chunk(p, snapshotPiece) {
+		w.remaining -= uint64(len(piece))
+		err := w.stream.Send(&etcdpb.SnapshotResponse{
+			Header: w.header, RemainingBytes: w.remaining, Version: storageVersion,
+			Blob: bytes.Clone(piece), // the sender may keep it, and the writer goes on
+		})
+		if err != nil {
+			return 0, err
+		}
 	}
 	return len(p), nil
 }

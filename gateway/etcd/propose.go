@@ -24,9 +24,6 @@ func (s *Server) propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, err
 	if err := fsm.ValidateTxn(txn); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := s.mayGrow(ctx, txn); err != nil {
-		return nil, err
-	}
 	var v *fsm.View
 	for range maxAttempts {
 		answer, err := s.attempt(ctx, v, txn)
@@ -43,7 +40,8 @@ func (s *Server) propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, err
 	return nil, status.Errorf(codes.Unavailable, "etcdserver: others changed the same %d times in a row; try again", maxAttempts)
 }
 
-// storeError marks what the store answered to a transaction that was admitted.
+// storeError marks what holds whoever calls: the answer of the store, and that it
+// is full.
 type storeError struct{ error }
 
 func (e storeError) Unwrap() error { return e.error }
@@ -68,6 +66,9 @@ func (s *Server) attempt(ctx context.Context, v *fsm.View, txn *pb.Txn) (*pb.Txn
 		if err := s.mayAttach(v, ops); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.mayGrow(ctx, txn); err != nil {
+		return nil, storeError{err}
 	}
 	restore := func(a *pb.TxnResponse) *pb.TxnResponse { return a }
 	outdated := func(error) bool { return false }
