@@ -59,6 +59,7 @@ type authState struct {
 	users    map[string]*user
 	roles    map[string]*authpb.Role
 
+	store Store
 	guard []*pb.Compare
 	// These may be anybody: nobody who needs a user, everybody where none is needed.
 	unknown, anybody *caller
@@ -125,7 +126,7 @@ func (st *authState) isOf(v *fsm.View) bool {
 }
 
 func readAuth(store Store, v *fsm.View) (*authState, error) {
-	st := &authState{first: v.Index(), revision: 1, users: map[string]*user{}, roles: map[string]*authpb.Role{}}
+	st := &authState{store: store, first: v.Index(), revision: 1, users: map[string]*user{}, roles: map[string]*authpb.Role{}}
 	st.last.Store(st.first)
 	if kv, ok := v.Get(authStatusKey); ok {
 		var status etcdpb.AuthStatusResponse
@@ -153,17 +154,17 @@ func readAuth(store Store, v *fsm.View) (*authState, error) {
 		if err := proto.Unmarshal(kv.Value, u.User); err != nil {
 			return nil, err
 		}
-		u.caller = sync.OnceValue(func() *caller { return st.callerOf(store, u) })
+		u.caller = sync.OnceValue(func() *caller { return st.callerOf(u) })
 		st.users[string(u.Name)] = u
 	}
-	st.anybody = &caller{actor: "etcd", root: true, manages: true, guard: st.guard}
-	st.unknown = &caller{actor: "etcd", refused: rpctypes.ErrGRPCUserEmpty, guard: st.guard}
+	st.anybody = &caller{actor: "etcd", root: true, manages: true, as: st}
+	st.unknown = &caller{actor: "etcd", refused: rpctypes.ErrGRPCUserEmpty, as: st}
 	return st, nil
 }
 
 // callerOf adds up what the roles of a user grant.
-func (st *authState) callerOf(store Store, u *user) *caller {
-	c := &caller{actor: "etcd/" + string(u.Name), user: u, guard: st.guard, store: store}
+func (st *authState) callerOf(u *user) *caller {
+	c := &caller{actor: "etcd/" + string(u.Name), user: u, as: st}
 	for _, name := range u.Roles {
 		if name == rootName {
 			c.root, c.manages = true, true
@@ -204,7 +205,7 @@ func (a *auth) caller(ctx context.Context, v *fsm.View) (*caller, error) {
 // identified is a caller with a certificate of the cluster: its role there bounds
 // what an etcd user may.
 func (a *auth) identified(ctx context.Context, st *authState, actor string, role pb.Role) (*caller, error) {
-	c := &caller{actor: actor, root: true, guard: st.guard}
+	c := &caller{actor: actor, root: true, as: st}
 	switch role {
 	case pb.Role_ROLE_ADMIN, pb.Role_ROLE_SERVER:
 		c.manages = true
@@ -213,7 +214,7 @@ func (a *auth) identified(ctx context.Context, st *authState, actor string, role
 	case pb.Role_ROLE_VIEWER:
 		c.viewer = true
 	default:
-		return &caller{actor: actor, refused: rpctypes.ErrGRPCPermissionDenied, guard: st.guard}, nil
+		return &caller{actor: actor, refused: rpctypes.ErrGRPCPermissionDenied, as: st}, nil
 	}
 	if !st.enabled {
 		return c, nil
@@ -250,7 +251,7 @@ func (a *auth) byToken(ctx context.Context, st *authState) (*caller, error) {
 	if u := st.users[name]; u != nil {
 		return u.caller(), nil
 	}
-	return &caller{actor: "etcd/" + name, refused: rpctypes.ErrGRPCPermissionDenied, guard: st.guard}, nil
+	return &caller{actor: "etcd/" + name, refused: rpctypes.ErrGRPCPermissionDenied, as: st}, nil
 }
 
 // pin makes a stream keep the user of the token that it was opened with, for as long

@@ -22,9 +22,8 @@ type caller struct {
 	viewer bool
 	// manages users, members, alarms and the like.
 	manages bool
-
-	guard []*pb.Compare
-	store Store
+	// as is the state that all this is of.
+	as *authState
 }
 
 // may refuses a transaction of which the caller may not do a part, in the branch not
@@ -32,16 +31,16 @@ type caller struct {
 // v tells which keys are attached to leases; nil stands for what is known here.
 func (c *caller) may(v *fsm.View, txn *pb.Txn) ([]*pb.Compare, error) {
 	if c.root && !c.viewer {
-		return c.guard, nil
+		return c.as.guard, nil
 	}
 	check := permission{caller: c, view: v}
 	if err := check.txn(txn); err != nil {
 		return nil, err
 	}
 	if len(check.guards) == 0 {
-		return c.guard, nil
+		return c.as.guard, nil
 	}
-	return append(check.guards, c.guard...), nil
+	return append(check.guards, c.as.guard...), nil
 }
 
 // mayAdminister refuses who may not change users, members, alarms and the like.
@@ -177,7 +176,7 @@ func (p *permission) put(r *pb.PutRequest) error {
 // or when the transaction is applied: whoever uses a lease can revoke it.
 func (p *permission) lease(id int64) error {
 	if p.view == nil {
-		p.view = p.store.View()
+		p.view = p.as.store.View()
 	}
 	if err := p.mayWriteLease(p.view, id); err != nil || p.root {
 		return err

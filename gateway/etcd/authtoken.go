@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,9 @@ func newToken(name string, secret, password []byte, expires time.Time) string {
 }
 
 func parseToken(token string) (*session, error) {
+	if strings.ContainsAny(token, "\r\n") { // which the decoder skips
+		return nil, errToken
+	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err != nil || len(raw) <= tokenBytes || raw[0] != tokenVersion {
 		return nil, errToken

@@ -100,7 +100,7 @@ type watchStream struct {
 
 // Watch sends what changes, and what has changed since a revision.
 func (s *Server) Watch(g etcdpb.Watch_WatchServer) error {
-	ctx := g.Context()
+	ctx := s.auth.pin(g.Context())
 	st := &watchStream{
 		Watch_WatchServer: g, server: s,
 		wake: make(chan struct{}, 1), failed: make(chan error, 1), requests: make(chan struct{}, maxRequests),
