@@ -47,18 +47,26 @@ func layOut() []area {
 	return all
 }
 
+// areaAfter is the index of the first area that does not end before a key.
+func areaAfter(key []byte) int {
+	low, high := 0, len(areas)
+	for low < high {
+		if middle := (low + high) / 2; bytes.Compare(areas[middle].to, key) <= 0 {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	return low
+}
+
 // ownerOf is whose key it is.
 func ownerOf(key []byte) owner {
 	if len(key) == 0 || key[0] != '/' {
 		return users
 	}
-	for i := range areas {
-		if bytes.Compare(key, areas[i].from) < 0 {
-			return users
-		}
-		if bytes.Compare(key, areas[i].to) < 0 {
-			return areas[i].owner
-		}
+	if i := areaAfter(key); i < len(areas) && bytes.Compare(areas[i].from, key) <= 0 {
+		return areas[i].owner
 	}
 	return users
 }
@@ -69,19 +77,8 @@ func touches(key, end []byte) bool {
 	if len(end) == 0 {
 		return ownerOf(key) != users
 	}
-	open := endless(end)
-	if !open && bytes.Compare(end, key) <= 0 || bytes.Compare(key, areas[len(areas)-1].to) >= 0 {
-		return false
-	}
-	for i := range areas {
-		if !open && bytes.Compare(end, areas[i].from) <= 0 {
-			return false
-		}
-		if bytes.Compare(key, areas[i].to) < 0 {
-			return true
-		}
-	}
-	return false
+	i, open := areaAfter(key), endless(end)
+	return i < len(areas) && (open || bytes.Compare(key, end) < 0 && bytes.Compare(areas[i].from, end) < 0)
 }
 
 // cut takes a range that touches the system apart by owner.

@@ -227,3 +227,22 @@ func TestComparesAreThoseOfTheShownKeyspace(t *testing.T) {
 		}
 	})
 }
+
+// What cannot touch the system costs some comparing of strings and nothing else.
+func BenchmarkTouchesSystem(b *testing.B) {
+	for name, key := range map[string]string{"plain": "some/key", "registry": "/registry/pods/default/web"} {
+		txn := &pb.Txn{
+			Compare: []*pb.Compare{model.Unchanged(key, 7)},
+			Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte(key)}}}},
+			Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key), RangeEnd: model.PrefixEnd(key)}}}},
+		}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if touchesSystem(txn) {
+					b.Fatal("it does not")
+				}
+			}
+		})
+	}
+}
