@@ -7,12 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/persys-dev/persys/internal/model"
@@ -41,16 +43,21 @@ type replica struct {
 type cluster struct {
 	t        testing.TB
 	replicas []*replica
+
+	mu    sync.Mutex // for conns, and for replicas when one is added
+	conns map[string]*grpc.ClientConn
 }
 
 // newCluster starts so many replicas. change may adapt each configuration.
 func newCluster(t testing.TB, voters int, change func(*Config)) *cluster {
 	t.Helper()
-	c := &cluster{t: t}
+	c := &cluster{t: t, conns: map[string]*grpc.ClientConn{}}
 	for i := range voters {
 		r := &replica{t: t, name: fmt.Sprintf("s%d", i+1), change: change}
 		r.dir = filepath.Join(t.TempDir(), r.name)
+		c.mu.Lock()
 		c.replicas = append(c.replicas, r)
+		c.mu.Unlock()
 		r.start(c, i == 0)
 		t.Cleanup(r.kill)
 		if i > 0 {
@@ -202,17 +209,26 @@ func (r *replica) kill() {
 	}
 }
 
-// dial is a connection to the Consensus service of the replica with the raft address.
+// dial is the connection to the Consensus service of the replica with the raft address.
 func (c *cluster) dial(address string) (pb.ConsensusClient, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, r := range c.replicas {
-		if r.raft == address {
-			conn, err := grpc.NewClient(r.control, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if r.raft != address {
+			continue
+		}
+		conn := c.conns[r.control]
+		if conn == nil {
+			var err error
+			conn, err = grpc.NewClient(r.control, grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.6, MaxDelay: 100 * time.Millisecond}}))
 			if err != nil {
 				return nil, err
 			}
 			c.t.Cleanup(func() { conn.Close() })
-			return pb.NewConsensusClient(conn), nil
+			c.conns[r.control] = conn
 		}
+		return pb.NewConsensusClient(conn), nil
 	}
 	return nil, fmt.Errorf("no replica at %s", address)
 }
