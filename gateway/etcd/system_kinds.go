@@ -156,29 +156,41 @@ func closed(key string) error {
 		return status.Errorf(codes.PermissionDenied, "%s is written only by the server; use etcdctl user, role and auth", authPrefix)
 	}
 	k := kindOf(key)
+	prefix := key[:strings.IndexByte(key[1:], '/')+2]
 	if k == nil {
-		prefix := key[:strings.IndexByte(key[1:], '/')+2]
-		return status.Errorf(codes.PermissionDenied, "%.200q is no key of the system, and %s is the system's alone; allowed below it: %s", key, prefix, patternsBelow(prefix))
+		k = onlyKind(prefix)
 	}
-	where := key
-	if at := strings.IndexByte(k.pattern, '*'); at >= 0 && !k.part {
-		where = k.pattern[:at]
+	switch {
+	case k == nil:
+		return status.Errorf(codes.PermissionDenied, "%.200q is no key of the system, and %s is the system's alone; allowed below it: %s", key, prefix, writable(prefix))
+	case strings.Contains(k.pattern, "*") && !k.part:
+		key, _, _ = strings.Cut(k.pattern, "*")
 	}
-	return status.Errorf(codes.PermissionDenied, "%s is written only by %s; %s", where, k.writer, k.instead)
+	return status.Errorf(codes.PermissionDenied, "%s is written only by %s; %s", key, k.writer, k.instead)
 }
 
-// patternsBelow are those of a prefix that clients may write.
-func patternsBelow(prefix string) string {
-	var all []string
-	for _, k := range kinds {
-		if k.put != nil && strings.HasPrefix(k.pattern, prefix) {
-			all = append(all, path.Dir(k.pattern)+"/<id>")
+// onlyKind is the kind of all keys with a prefix, where there is one.
+func onlyKind(prefix string) *kind {
+	var only *kind
+	for i := range kinds {
+		if strings.HasPrefix(kinds[i].pattern, prefix) {
+			if only != nil {
+				return nil
+			}
+			only = &kinds[i]
 		}
 	}
-	if len(all) == 0 {
-		return "nothing"
+	return only
+}
+
+// writable is the keys with a prefix that clients may write, for refusals.
+func writable(prefix string) string {
+	for _, k := range kinds {
+		if k.put != nil && strings.HasPrefix(k.pattern, prefix) {
+			return path.Dir(k.pattern) + "/<id>"
+		}
 	}
-	return strings.Join(all, ", ")
+	return "nothing"
 }
 
 // idOf is the name of an object that clients may write.

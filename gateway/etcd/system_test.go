@@ -468,7 +468,7 @@ func TestRefusals(t *testing.T) {
 		}
 		fmt.Fprintf(&got, "%s\n  %s: %s\n", name, code, strings.ReplaceAll(message, "\n", "\n    "))
 	}
-	for _, key := range append(sortedKeys(examples(t)), "/workloads/", "/workloads/a/b", "/system/x", "/events/", "/nodes/n1/x") {
+	for _, key := range append(sortedKeys(examples(t)), "/workloads/", "/workloads/a/b", "/assignments/x", "/system/x", "/events/", "/nodes/n1/x") {
 		try("put "+key, put(client, key, "x"))
 		if k := kindOf(key); k == nil || k.remove == nil {
 			try("del "+key, del(client, key))
