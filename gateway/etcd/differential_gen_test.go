@@ -9,7 +9,7 @@ import (
 // Few keys, so that everything meets everything; some below and some above the
 // system's, which begin with "/", and an empty one, which is refused.
 var (
-	someKeys   = []string{"a", "a", "a", "a\x00", "ab", "b", "b", "c", "0", "\xff", "\xff\xff", ""}
+	someKeys   = []string{"a", "a", "a", "a\x00", "ab", "b", "b", "c", "!", "0", "\xff", "\xff\xff", "\x00", ""}
 	someEnds   = []string{"", "", "", "", "\x00", "\x00", "a\x00", "b", "c", "d", "\xff", "!", "0"}
 	someValues = []string{"", "x", "y", "zz"}
 	someLeases = []int64{1, 2, 7, -1}
