@@ -7,6 +7,8 @@ import (
 	"time"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -32,9 +34,14 @@ type contest struct {
 	prefix, end []byte
 }
 
-func (s *Server) contest(name []byte) contest {
+// contest refuses a name below which are keys of the system: those were contestants.
+func (s *Server) contest(name []byte) (contest, error) {
 	bare := name[:len(name):len(name)]
-	return contest{s, append(bare, '/'), append(bare, '/'+1)}
+	c := contest{s, append(bare, '/'), append(bare, '/'+1)}
+	if touches(c.prefix, c.end) {
+		return c, status.Errorf(codes.PermissionDenied, "%q cannot be the name of a lock or an election: below it are keys of the system", name)
+	}
+	return c, nil
 }
 
 // place is one in the queue.

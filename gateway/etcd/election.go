@@ -33,7 +33,10 @@ type elections struct {
 // Campaign waits until the lease has won. A call that is given up leaves the queue.
 func (e elections) Campaign(ctx context.Context, r *v3electionpb.CampaignRequest) (*v3electionpb.CampaignResponse, error) {
 	ctx = e.server.auth.pin(ctx)
-	c := e.server.contest(r.Name)
+	c, err := e.server.contest(r.Name)
+	if err != nil {
+		return nil, err
+	}
 	p, err := c.enter(ctx, r.Lease, r.Value)
 	if err != nil {
 		return nil, err
@@ -76,7 +79,11 @@ func (e elections) Proclaim(ctx context.Context, r *v3electionpb.ProclaimRequest
 
 // Leader reads the leader's key.
 func (e elections) Leader(ctx context.Context, r *v3electionpb.LeaderRequest) (*v3electionpb.LeaderResponse, error) {
-	answer, err := e.server.Range(ctx, e.server.contest(r.Name).winner())
+	c, err := e.server.contest(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.Range(ctx, c.winner())
 	switch {
 	case err != nil:
 		return nil, err
@@ -101,7 +108,10 @@ func (e elections) Resign(ctx context.Context, r *v3electionpb.ResignRequest) (*
 // Observe follows the leader's key as long as it is there, then that of the next.
 func (e elections) Observe(r *v3electionpb.LeaderRequest, stream grpc.ServerStreamingServer[v3electionpb.LeaderResponse]) error {
 	ctx := e.server.auth.pin(stream.Context())
-	c := e.server.contest(r.Name)
+	c, err := e.server.contest(r.Name)
+	if err != nil {
+		return err
+	}
 	for {
 		answer, err := c.Range(ctx, c.winner())
 		if err != nil {
@@ -151,8 +161,8 @@ func (c contest) follow(ctx context.Context, now *v3electionpb.LeaderResponse, s
 
 // proclaimed is what an event says to observers, if anything.
 func (c contest) proclaimed(e *pb.KeyEvent) *v3electionpb.LeaderResponse {
-	if e.Type == pb.KeyEvent_DELETE || !sees(c.prefix, c.end, e.Kv.Key) {
+	if e.Type == pb.KeyEvent_DELETE {
 		return nil
 	}
-	return &v3electionpb.LeaderResponse{Header: c.header(e.Kv.ModRevision), Kv: keyValue(show(e.Kv))}
+	return &v3electionpb.LeaderResponse{Header: c.header(e.Kv.ModRevision), Kv: keyValue(e.Kv)}
 }

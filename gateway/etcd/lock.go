@@ -20,7 +20,10 @@ type locks struct {
 // the queue.
 func (l locks) Lock(ctx context.Context, r *v3lockpb.LockRequest) (*v3lockpb.LockResponse, error) {
 	ctx = l.server.auth.pin(ctx)
-	c := l.server.contest(r.Name)
+	c, err := l.server.contest(r.Name)
+	if err != nil {
+		return nil, err
+	}
 	p, err := c.enter(ctx, r.Lease, nil)
 	if err != nil {
 		return nil, err
