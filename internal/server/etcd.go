@@ -28,7 +28,7 @@ func (r *replica) etcdConfig() etcd.Config {
 	c := r.config.Etcd
 	return etcd.Config{
 		Store: etcdStore{r.store}, Cluster: etcd.ID(r.id.ClusterID), Member: etcd.ID(r.memberID),
-		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps,
+		Control: etcdControl{r}, MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, QuotaBytes: c.QuotaBytes,
 		Identity: etcdIdentity, CertUser: c.certUser, Logger: r.log.With("part", "etcd"),
 	}
 }

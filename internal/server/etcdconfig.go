@@ -26,12 +26,19 @@ type EtcdConfig struct {
 	// of a user of etcd's auth.
 	ClientCertAuth bool `yaml:"etcd_client_cert_auth"`
 
-	// What follows is for both ports. MaxRequestBytes bounds a request, default
+	// What follows is for all ports. MaxRequestBytes bounds a request, default
 	// 1.5 MiB; MaxTxnOps the operations of a transaction, default 128; MaxStreams
 	// the calls that are open on one connection, default 10,000.
 	MaxRequestBytes int `yaml:"etcd_max_request_bytes"`
 	MaxTxnOps       int `yaml:"etcd_max_txn_ops"`
 	MaxStreams      int `yaml:"etcd_max_streams"`
+	// QuotaBytes bounds the keys and values that are kept; 0: 8 GiB, negative: not
+	// at all.
+	QuotaBytes int64 `yaml:"etcd_quota_bytes"`
+	// AutoCompactionMode and AutoCompactionRetention say how much of the past is
+	// kept, as in etcd; see retention.
+	AutoCompactionMode      string `yaml:"auto_compaction_mode"`
+	AutoCompactionRetention string `yaml:"auto_compaction_retention"`
 }
 
 // What etcd has as its defaults, but for MaxStreams, which it does not bound.
@@ -61,6 +68,9 @@ func (c EtcdConfig) withDefaults() (EtcdConfig, error) {
 		if *n.value < 1 || *n.value > n.most {
 			return c, fmt.Errorf("%s: %d; allowed: 1 to %d", n.field, *n.value, n.most)
 		}
+	}
+	if _, err := retention(c.AutoCompactionMode, c.AutoCompactionRetention); err != nil {
+		return c, err
 	}
 	return c, c.checkListen()
 }

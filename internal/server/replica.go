@@ -179,6 +179,10 @@ func (c Config) gossipPortFree() error {
 }
 
 func (r *replica) openStore(mux *pki.Mux) (*raftstore.Store, error) {
+	keep, err := retention(r.config.Etcd.AutoCompactionMode, r.config.Etcd.AutoCompactionRetention)
+	if err != nil {
+		return nil, err
+	}
 	store, err := raftstore.Open(raftstore.Config{
 		Dir: filepath.Join(r.config.DataDir, "raft"), ID: r.memberID, Address: r.config.grpcAddress(),
 		Stream: pki.NewRaftStream(mux.Raft(), r.credentials, r.config.grpcAddress()),
@@ -190,7 +194,7 @@ func (r *replica) openStore(mux *pki.Mux) (*raftstore.Store, error) {
 			return pb.NewConsensusClient(conn), nil
 		},
 		ExpireLease: func(v *fsm.View, lease *pb.LeaseRecord) *pb.Txn { return r.expireLease(v, lease) },
-		EpochKey:    model.EpochKey, Version: Version, Logger: r.log.With("part", "raft"), Registerer: r.registry,
+		EpochKey:    model.EpochKey, Version: Version, Retention: keep, Logger: r.log.With("part", "raft"), Registerer: r.registry,
 	})
 	if err != nil {
 		return nil, err
