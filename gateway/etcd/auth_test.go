@@ -16,8 +16,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/crypto/bcrypt"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -88,15 +86,6 @@ func tokenOfUser(t testing.TB, client *clientv3.Client, name string) string {
 	return answer.Token
 }
 
-// bare is a connection that does not try again nor get tokens.
-func bare(t testing.TB, endpoint string) *grpc.ClientConn {
-	t.Helper()
-	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	ok(t, err)
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
 func errOf[T any](_ T, err error) error { return err }
 
 // wants reports another error than the one expected; nil is one too.
@@ -138,7 +127,7 @@ func TestAuthLifecycle(t *testing.T) {
 	step("to no role", errOf(client.RoleGrantPermission(ctx, "none", "a", "", permissions["w"])), rpctypes.ErrRoleNotFound)
 	step("range the wrong way", errOf(client.RoleGrantPermission(ctx, "reader", "b", "a", permissions["w"])), rpctypes.Error(rpctypes.ErrGRPCInvalidAuthMgmt))
 	step("revoke no permission", errOf(client.RoleRevokePermission(ctx, "reader", "b", "")), rpctypes.ErrPermissionNotGranted)
-	_, err := etcdpb.NewAuthClient(bare(t, c.replicas[0].endpoint)).RoleGrantPermission(ctx, &etcdpb.AuthRoleGrantPermissionRequest{Name: "reader"})
+	_, err := etcdpb.NewAuthClient(dial(t, c.replicas[0].endpoint)).RoleGrantPermission(ctx, &etcdpb.AuthRoleGrantPermissionRequest{Name: "reader"})
 	step("no permission", err, rpctypes.ErrGRPCPermissionNotGiven)
 	role, err := client.RoleGet(ctx, "reader")
 	if err != nil || len(role.Perm) != 2 || string(role.Perm[0].Key) != "a" || role.Perm[1].PermType != authpb.Permission_READWRITE {
@@ -389,7 +378,7 @@ func TestTokenEnds(t *testing.T) {
 	everywhere := func(what string, with context.Context) {
 		t.Helper()
 		for _, r := range c.replicas {
-			wants(t, what, errOf(etcdpb.NewKVClient(bare(t, r.endpoint)).Range(with, &etcdpb.RangeRequest{Key: []byte("a")})), rpctypes.ErrGRPCInvalidAuthToken)
+			wants(t, what, errOf(etcdpb.NewKVClient(dial(t, r.endpoint)).Range(with, &etcdpb.RangeRequest{Key: []byte("a")})), rpctypes.ErrGRPCInvalidAuthToken)
 		}
 	}
 	ann, bob := token("ann"), token("bob")
@@ -447,7 +436,7 @@ func TestWrongPassword(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw := etcdpb.NewAuthClient(bare(t, c.replicas[0].endpoint))
+	raw := etcdpb.NewAuthClient(dial(t, c.replicas[0].endpoint))
 	token := tokenOfUser(t, client, "root")
 	with := metadata.AppendToOutgoingContext(ctx, rpctypes.TokenFieldNameGRPC, token)
 	_, err = raw.UserAdd(with, &etcdpb.AuthUserAddRequest{Name: "hashed", HashedPassword: "bm8gaGFzaA=="})

@@ -76,7 +76,7 @@ func bothRefuse(r proto.Message, answers [2]string) bool {
 }
 
 // startEtcd runs Debian's etcd until the end of the test, and returns its address.
-func startEtcd(t *testing.T) string {
+func startEtcd(t *testing.T, flags ...string) string {
 	t.Helper()
 	program, err := exec.LookPath("etcd")
 	if err != nil {
@@ -87,6 +87,7 @@ func startEtcd(t *testing.T) string {
 		"--listen-client-urls", "http://"+client, "--advertise-client-urls", "http://"+client,
 		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer,
 		"--initial-cluster", "default=http://"+peer, "--logger", "zap", "--log-level", "fatal")
+	cmd.Args = append(cmd.Args, flags...)
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
