@@ -77,6 +77,7 @@
 //	compaction                    O(changes since the last one · log n)
 //	view, hash, position          O(1)
 //	events                        O(log history + events)
+//	hash of the keys              O(versions)
 //	snapshot, restore             O(state); writing holds one record in memory
 //
 // A key takes about 130 bytes beside itself and its value, a change 16 more

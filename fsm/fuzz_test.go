@@ -104,6 +104,7 @@ func FuzzApply(f *testing.F) {
 func FuzzRestore(f *testing.F) {
 	f.Add(stream(f, fsm.New().View()))
 	f.Add(stream(f, sample(f).View()))
+	f.Add(sealed(f, sample(f).View()))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if s, err := fsm.Restore(bytes.NewReader(data)); err == nil {
 			probe(t, s)

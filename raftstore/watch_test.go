@@ -137,6 +137,24 @@ func TestWriteSnapshotIsWhatTheFSMRestores(t *testing.T) {
 	}
 }
 
+func TestSnapshotOnRequest(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *Config) { cfg.Retention.TrailingEntries = 1 })
+	r := c.replicas[0]
+	for range 5 {
+		r.mustPropose(put("k", "v"))
+	}
+	if err := r.Snapshot(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	snapshots, err := r.disk.snaps.List()
+	if err != nil || len(snapshots) != 1 || snapshots[0].Index != r.Status().LastIndex {
+		t.Errorf("%v, %v", snapshots, err)
+	}
+	if first, err := r.disk.logs.FirstIndex(); err != nil || first != r.Status().LastIndex {
+		t.Errorf("the log begins at %d of %d: %v", first, r.Status().LastIndex, err)
+	}
+}
+
 func TestLoggerSpeaksSlog(t *testing.T) {
 	var out bytes.Buffer
 	l := newLogger(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo})))
