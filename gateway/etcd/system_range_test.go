@@ -24,7 +24,9 @@ var edges = []string{
 }
 
 // keyspace is a random history.
-func keyspace(t *rapid.T) *fsm.View {
+func keyspace(t *rapid.T) *fsm.View { return randomStore(t).View() }
+
+func randomStore(t *rapid.T) *fsm.Store {
 	store := fsm.New()
 	for i := range rapid.IntRange(0, 12).Draw(t, "transactions") {
 		txn := &pb.Txn{}
@@ -40,7 +42,7 @@ func keyspace(t *rapid.T) *fsm.View {
 			t.Fatalf("%v, %v", results, err)
 		}
 	}
-	return store.View()
+	return store
 }
 
 // interval is a key with a range end or none.
@@ -152,6 +154,51 @@ func TestReadsAreThoseOfTheShownKeyspace(t *testing.T) {
 					t.Fatalf("%v: whether %q is seen", asked, key)
 				}
 			}
+		}
+	})
+}
+
+// Deletes take away what is shown, and where that is the system's they are refused.
+func TestDeletesAreThoseOfTheShownKeyspace(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		store := randomStore(t)
+		v := store.View()
+		d := &pb.DeleteRangeRequest{PrevKv: rapid.Bool().Draw(t, "prev_kv")}
+		d.Key, d.RangeEnd = interval(t)
+		if !touches(d.Key, d.RangeEnd) {
+			return
+		}
+		in := shownIn(t, v, d.Key, d.RangeEnd, 0)
+		admitted, err := (&Server{}).admit(v, &caller{}, &pb.Txn{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: d}}}})
+		if err != nil {
+			secret := len(d.RangeEnd) > 0 && d.Key[0] == '/' && slices.ContainsFunc(cut(d.Key, d.RangeEnd), func(a area) bool { return a.owner == hidden })
+			if len(d.RangeEnd) > 0 && !secret && !slices.ContainsFunc(in, func(kv *pb.KeyValue) bool { return ownerOf(kv.Key) == system }) {
+				t.Fatalf("%v: %v", d, err)
+			}
+			return
+		}
+		// Parts go when what they belong to is gone.
+		in = slices.DeleteFunc(in, func(kv *pb.KeyValue) bool { return ownerOf(kv.Key) == system && kindOf(string(kv.Key)).part })
+		guarded, unwrap := guard(admitted.txn, admitted.guards)
+		results, _, err := store.Apply(100, &pb.Entry{FeatureLevel: fsm.FeatureLevel, Txns: []*pb.Txn{guarded}})
+		if err != nil || results[0].Error != pb.TxnError_TXN_ERROR_NONE {
+			t.Fatalf("%v: %v, %v", d, results, err)
+		}
+		answer := admitted.restore(unwrap(results[0].Response)).Responses[0].GetResponseDeleteRange()
+		want := &pb.DeleteRangeResponse{Deleted: int64(len(in))}
+		if d.PrevKv {
+			want.PrevKvs = in
+		}
+		if !proto.Equal(answer, want) {
+			t.Fatalf("%v: %v, want %v", d, answer, want)
+		}
+		for _, kv := range shownIn(t, store.View(), []byte{0}, []byte{0}, 0) {
+			if inside(string(kv.Key), &pb.RangeRequest{Key: d.Key, RangeEnd: d.RangeEnd}) {
+				t.Fatalf("%v: %q is still there", d, kv.Key)
+			}
+		}
+		if d.Key[0] != '/' && store.View().Len() != v.Len()-len(in) {
+			t.Fatalf("%v: %d keys of %d are left", d, store.View().Len(), v.Len())
 		}
 	})
 }
