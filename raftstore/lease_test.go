@@ -91,8 +91,8 @@ func TestNewLeaderGivesEveryLeaseItsWholeTime(t *testing.T) {
 }
 
 // A leader that was stopped while another one was elected finds all leases run out
-// when it wakes. It must not end them.
-func TestDeposedLeaderDoesNotRevoke(t *testing.T) {
+// when it wakes. It must not end them, nor say that it keeps one alive.
+func TestDeposedLeaderDoesNothingToLeases(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	old := c.leader()
 	old.mustPropose(leaseTxn(1, 600, "k"))
@@ -107,6 +107,12 @@ func TestDeposedLeaderDoesNotRevoke(t *testing.T) {
 	// In its own eyes it still leads, and the lease is over.
 	if err := old.endLeases(within(t, patience), was, []int64{1}); err != nil {
 		t.Fatal(err)
+	}
+	if ttls, err := old.keepAlive(within(t, patience), was, []int64{1}); err == nil {
+		t.Errorf("kept alive by a deposed leader: %v", ttls)
+	}
+	if left, err := old.leaseTimes(within(t, patience), was, []int64{1}); err == nil {
+		t.Errorf("told by a deposed leader: %v", left)
 	}
 	c.n.heal(old.address)
 	c.leader().mustPropose(put("more", ""))
