@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) contextGroup() *cobra.Command {
-	g := group("context", "The clusters this command line knows", a.listContexts(), a.useContext(), a.addContext(), a.removeContext())
+	g := group("context", "The clusters this command line knows", a.listContexts(), a.useContext(), a.addContext(), a.removeContext(), a.exportContext())
 	g.Aliases = []string{"contexts"}
 	return g
 }

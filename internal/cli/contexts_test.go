@@ -234,3 +234,31 @@ func TestReadableKeyIsWarnedAbout(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+func TestContextExport(t *testing.T) {
+	x := newTrust(t)
+	u := newUser(t).knows(x, "192.0.2.1:7481")
+	dir := filepath.Join(t.TempDir(), "it's")
+	want := "export ETCDCTL_API=3\nexport ETCDCTL_ENDPOINTS=192.0.2.1:7481\nexport ETCDCTL_CACERT='" + strings.ReplaceAll(dir, "'", `'\''`) + "/ca.crt'\n"
+	r := u.types("context", "export", dir)
+	if r.code != exitOK || !strings.HasPrefix(r.out, want) {
+		t.Fatalf("%+v, want %q", r, want)
+	}
+	config, err := loadUserConfig(u.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config.Contexts["test"]
+	for name, pem := range map[string]string{"ca.crt": c.CA, "client.crt": c.Cert, "client.key": c.Key} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+		if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(data) != pem {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+	}
+	if r := u.types("context", "export"); r.code != exitUsage {
+		t.Errorf("%+v", r)
+	}
+}

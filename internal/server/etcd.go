@@ -89,9 +89,14 @@ func (r *replica) newEtcdPort() (*etcdPort, error) {
 // admitAll: on this port nobody has an identity of ours; etcd's auth decides.
 func admitAll(ctx context.Context, _ string) (context.Context, error) { return ctx, nil }
 
+// overHTTPS marks calls that came to the HTTPS port.
+type overHTTPS struct{}
+
 // etcdJSON is etcd's API on the HTTPS port.
 func (r *replica) etcdJSON() (http.Handler, error) {
-	calls, err := r.etcd.JSON(gateway.AdmitLocally)
+	calls, err := r.etcd.JSON(func(ctx context.Context, method string) (context.Context, error) {
+		return gateway.AdmitLocally(context.WithValue(ctx, overHTTPS{}, true), method)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -32,9 +32,10 @@ type etcdControl struct{ *replica }
 
 var _ etcd.Control = etcdControl{}
 
-// Members are the servers that are not removed. Who comes with a certificate of
-// the cluster can use the gRPC port of each; all others the port for etcd's
-// clients, where there is one.
+// Members are the servers that are not removed, each with the URL that the caller
+// can use, for clients go on to those. With a certificate of the cluster that is the
+// port called, gRPC or HTTPS; without one it is the port for etcd's clients, where
+// there is one.
 func (c etcdControl) Members(ctx context.Context, v *fsm.View) ([]*etcdpb.Member, error) {
 	_, certified := gateway.IdentityFrom(ctx)
 	var all []*etcdpb.Member
@@ -44,7 +45,10 @@ func (c etcdControl) Members(ctx context.Context, v *fsm.View) ([]*etcdpb.Member
 		}
 		grpcURL := "https://" + m.GrpcAddress
 		clientURL := m.EtcdUrl
-		if certified || clientURL == "" {
+		switch {
+		case ctx.Value(overHTTPS{}) != nil:
+			clientURL = "https://" + m.HttpsAddress
+		case certified || clientURL == "":
 			clientURL = grpcURL
 		}
 		all = append(all, &etcdpb.Member{

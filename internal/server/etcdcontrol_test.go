@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -126,7 +127,7 @@ func TestEtcdClientURLs(t *testing.T) {
 	control := etcdControl{s1.replica.Load()}
 	s := fsm.New()
 	txn := &pb.Txn{Success: []*pb.RequestOp{
-		model.Put(model.MemberKey("a.1"), &pb.Member{Id: "a.1", Name: "a", GrpcAddress: "10.0.0.1:7481", EtcdUrl: "http://127.0.0.1:2379"}, 0),
+		model.Put(model.MemberKey("a.1"), &pb.Member{Id: "a.1", Name: "a", GrpcAddress: "10.0.0.1:7481", HttpsAddress: "10.0.0.1:7480", EtcdUrl: "http://127.0.0.1:2379"}, 0),
 		model.Put(model.MemberKey("b.2"), &pb.Member{Id: "b.2", Name: "b", GrpcAddress: "10.0.0.2:7481"}, 0),
 		model.Put(model.MemberKey("c.3"), &pb.Member{Id: "c.3", Name: "c", GrpcAddress: "10.0.0.3:7481", Removed: true}, 0),
 	}}
@@ -139,6 +140,10 @@ func TestEtcdClientURLs(t *testing.T) {
 	}
 	certified := gateway.WithIdentity(t.Context(), pki.Identity{Name: "admin", Role: pb.Role_ROLE_ADMIN})
 	if all, err = control.Members(certified, s.View()); err != nil || len(all) != 2 || all[0].ClientURLs[0] != "https://10.0.0.1:7481" {
+		t.Errorf("%v, %v", all, err)
+	}
+	overHTTPS := context.WithValue(certified, overHTTPS{}, true)
+	if all, err = control.Members(overHTTPS, s.View()); err != nil || len(all) != 2 || all[0].ClientURLs[0] != "https://10.0.0.1:7480" {
 		t.Errorf("%v, %v", all, err)
 	}
 }
