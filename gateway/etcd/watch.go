@@ -86,8 +86,9 @@ type watchStream struct {
 	watchers map[int64]*watcher
 	lagging  int
 	nextID   int64
-	// Progress was asked for while some were lagging.
-	owed   bool
+	// A request for progress is to be answered when everything up to here was sent;
+	// 0 for none.
+	owed   int64
 	closed bool
 	ticker *time.Timer
 
@@ -172,7 +173,7 @@ func (st *watchStream) request(ctx context.Context, r *etcdpb.WatchRequest) (ans
 	case *etcdpb.WatchRequest_CancelRequest:
 		return st.cancel(u.CancelRequest.GetWatchId()), nil
 	case *etcdpb.WatchRequest_ProgressRequest:
-		st.askProgress()
+		return st.askProgress(), nil
 	}
 	return false, nil
 }
@@ -283,20 +284,21 @@ func (st *watchStream) cancel(id int64) (answer bool) {
 	return true
 }
 
-// askProgress tells the client up to where it has seen everything, as soon as
-// there is such a place for all watchers in common.
-func (st *watchStream) askProgress() {
+// askProgress has the client told that it has seen everything up to now, as soon
+// as it has: there is one answer to all that is asked until then, and none where
+// there are no watchers.
+func (st *watchStream) askProgress() (answer bool) {
 	h := st.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.catchUp()
-	switch {
-	case len(st.watchers) == 0 || st.closed:
-	case st.lagging > 0:
-		st.owed = true
-	default:
-		h.tellProgress(st, allWatchers)
+	if len(st.watchers) == 0 || st.closed {
+		return false
 	}
+	answer = st.owed == 0
+	st.owed = st.server.store.View().Revision()
+	h.owing[st] = struct{}{}
+	h.settle(st)
+	return answer
 }
 
 // interval is how often watchers are told of progress, spread so that those that
@@ -317,13 +319,9 @@ func (st *watchStream) tick() {
 	}
 	for _, w := range st.watchers {
 		if w.progress && w.quiet && w.synced {
-			h.tellProgress(st, w.id)
+			st.push(h.progress(w.id, false))
 		}
 		w.quiet = true
 	}
 	st.ticker.Reset(st.interval())
-}
-
-func progressResponse(header *etcdpb.ResponseHeader, id int64) *etcdpb.WatchResponse {
-	return &etcdpb.WatchResponse{Header: header, WatchId: id}
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/persys-dev/persys/fsm"
@@ -34,6 +35,7 @@ type watchHub struct {
 	revision int64
 	synced   spanIndex
 	streams  map[*watchStream]struct{}
+	owing    map[*watchStream]struct{} // an answer to a request for progress
 	failed   error
 	changes  []change // of one batch
 }
@@ -48,7 +50,7 @@ func (s *Server) enter(st *watchStream) {
 	s.watching.Lock()
 	defer s.watching.Unlock()
 	if s.hub == nil {
-		h := &watchHub{server: s, revision: s.store.View().Revision(), streams: map[*watchStream]struct{}{}}
+		h := &watchHub{server: s, revision: s.store.View().Revision(), streams: map[*watchStream]struct{}{}, owing: map[*watchStream]struct{}{}}
 		h.ctx, h.stop = context.WithCancel(context.Background())
 		h.running.Go(h.run)
 		h.running.Go(h.followLeader)
@@ -85,6 +87,7 @@ func (h *watchHub) drop(st *watchStream) (last bool) {
 		st.ticker.Stop()
 	}
 	delete(h.streams, st)
+	delete(h.owing, st)
 	if last = len(h.streams) == 0; last {
 		h.server.hub = nil
 	}
@@ -99,33 +102,39 @@ func (h *watchHub) end(w *watcher) {
 	if w.synced {
 		h.synced.remove(w)
 	} else {
-		h.recovered(st)
+		st.lagging--
 	}
+	h.settle(st)
 }
 
-// recovered is called when a watcher of the stream lags no more. h.mu is held.
-func (h *watchHub) recovered(st *watchStream) {
-	if st.lagging--; st.lagging == 0 && st.owed && len(st.watchers) > 0 {
-		st.owed = false
-		h.tellProgress(st, allWatchers)
+// settle answers a request for progress as soon as that can be done: when all that
+// had happened by then was handed out, and nobody lags. h.mu is held.
+func (h *watchHub) settle(st *watchStream) {
+	if st.owed == 0 || st.lagging > 0 || h.revision < st.owed {
+		return
 	}
+	st.owed = 0
+	delete(h.owing, st)
+	if len(st.watchers) == 0 {
+		<-st.requests
+		return
+	}
+	st.push(h.progress(allWatchers, true))
 }
 
 func (h *watchHub) run() {
-	place := h.place()
-	history := h.server.everything(place)
+	history := h.server.everything(h.revision)
 	for {
 		events, upTo, err := history.Next(h.ctx)
 		var refused *fsm.Error
 		switch {
 		case err == nil:
-			h.mu.Lock()
-			h.dispatch(events, upTo)
-			h.mu.Unlock()
+			h.advance(func() { h.dispatch(events, upTo) })
 		case h.ctx.Err() != nil:
 			return
 		case errors.As(err, &refused) && refused.Code == pb.TxnError_TXN_ERROR_COMPACTED:
-			history = h.server.everything(h.skip())
+			h.advance(h.skip)
+			history = h.server.everything(h.revision)
 		default:
 			h.fail(statusOf(err))
 			return
@@ -133,26 +142,27 @@ func (h *watchHub) run() {
 	}
 }
 
-func (h *watchHub) place() int64 {
+// advance moves the hub's place, which nobody but run does.
+func (h *watchHub) advance(step func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.revision
+	step()
+	for st := range h.owing {
+		h.settle(st)
+	}
 }
 
 // skip goes on at the present where the history does not reach back to the hub's
 // place, as after a snapshot came instead of the log. Each watcher finds out
-// whether it reaches back to its own.
-func (h *watchHub) skip() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// whether it reaches back to its own. h.mu is held.
+func (h *watchHub) skip() {
 	next := h.revision + 1
 	h.revision = max(h.revision, h.server.store.View().Revision())
 	for _, w := range h.synced.all() {
-		if w.from <= h.revision {
+		if max(w.from, next) <= h.revision {
 			h.fallBehind(w, next)
 		}
 	}
-	return h.revision
 }
 
 // fail ends all streams, and those to come before the last of these has left.
@@ -199,22 +209,8 @@ func (h *watchHub) followLeader() {
 	}
 }
 
-// catchUp hands out what the store has applied by now. h.mu is held.
-func (h *watchHub) catchUp() {
-	for now := h.server.store.View().Revision(); h.revision < now; {
-		events, upTo, err := h.server.everything(h.revision).Next(h.ctx)
-		if err != nil {
-			return // run meets it too, and knows what to do
-		}
-		h.dispatch(events, upTo)
-	}
-}
-
 // dispatch hands out the changes up to a revision. h.mu is held.
 func (h *watchHub) dispatch(events []*pb.KeyEvent, upTo int64) {
-	for len(events) > 0 && events[0].Kv.ModRevision <= h.revision {
-		events = events[1:]
-	}
 	h.changes = changesOf(h.changes[:0], events)
 	touched, _ := match(&h.synced, h.changes, 0)
 	var header headers
@@ -228,7 +224,7 @@ func (h *watchHub) dispatch(events []*pb.KeyEvent, upTo int64) {
 		})
 	}
 	clear(h.changes)
-	h.revision = max(h.revision, upTo)
+	h.revision = upTo
 }
 
 // fallBehind leaves a watcher to its stream, which reads for it from a revision on.
@@ -266,14 +262,15 @@ func (h *watchHub) rejoin(late *spanIndex, found []delivery) {
 			if !gone {
 				h.synced.add(w)
 				w.synced = true
-				h.recovered(w.stream)
+				w.stream.lagging--
+				h.settle(w.stream)
 			}
 		}
 	}
 }
 
-// tellProgress queues the news that everything up to the hub's revision was sent to
-// a watcher, or to all of the stream. h.mu is held.
-func (h *watchHub) tellProgress(st *watchStream, id int64) {
-	st.push(delivery{response: progressResponse(h.server.header(h.revision), id)})
+// progress is the news that everything up to the hub's revision was sent to a
+// watcher, or to all of the stream. h.mu is held.
+func (h *watchHub) progress(id int64, answers bool) delivery {
+	return delivery{response: &etcdpb.WatchResponse{Header: h.server.header(h.revision), WatchId: id}, answers: answers}
 }
