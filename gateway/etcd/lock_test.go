@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/persys-dev/persys/proto/etcd/v3electionpb"
 	"github.com/persys-dev/persys/proto/etcd/v3lockpb"
 )
 
@@ -342,5 +343,40 @@ func TestSession(t *testing.T) {
 	}
 	if left, err := client.TimeToLive(ctx, closed.Lease()); err != nil || left.TTL != -1 {
 		t.Errorf("after Close: %v, %v", left, err)
+	}
+}
+
+// Locks and elections are keys, so the permissions on keys hold for them.
+func TestLockAndElectionOfUsers(t *testing.T) {
+	c := newCluster(t, 1, quick)
+	ctx := within(t, patience)
+	nobody := c.client()
+	addUser(t, nobody, "ann", "rw mine/ mine0")
+	c.enableAuth(nobody)
+	ann := c.as("ann")
+	for _, test := range []struct {
+		client *clientv3.Client
+		name   string
+		want   codes.Code
+	}{
+		{ann, "mine", codes.OK},
+		{ann, "theirs", codes.PermissionDenied},
+		{nobody, "mine", codes.InvalidArgument}, // no user name
+	} {
+		name := []byte(test.name)
+		if _, err := lockService(test.client).Lock(ctx, &v3lockpb.LockRequest{Name: name}); status.Code(err) != test.want {
+			t.Errorf("lock %s: %v", name, err)
+		}
+		vote := append(name, "/vote"...)
+		if _, err := electionService(test.client).Campaign(ctx, &v3electionpb.CampaignRequest{Name: vote}); status.Code(err) != test.want {
+			t.Errorf("campaign %s: %v", vote, err)
+		}
+		stream, err := electionService(test.client).Observe(ctx, &v3electionpb.LeaderRequest{Name: vote})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if status.Code(err) != test.want {
+			t.Errorf("observe %s: %v", vote, err)
+		}
 	}
 }
