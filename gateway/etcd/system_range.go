@@ -54,16 +54,19 @@ func newReading(r *pb.RangeRequest) *reading {
 		if len(r.RangeEnd) > 0 {
 			part.Key, part.RangeEnd = s.from, s.to
 		}
-		if read.sorts() {
-			part.SortTarget, part.SortOrder, part.Limit = pb.RangeRequest_KEY, pb.RangeRequest_NONE, read.before()
-			part.KeysOnly = r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
+		documents := r.SortTarget == pb.RangeRequest_VALUE && covers(r.Key, system)
+		if n := read.before(); read.sorts() && (n > 0 || documents) {
+			part.SortTarget, part.SortOrder, part.Limit = pb.RangeRequest_KEY, pb.RangeRequest_NONE, n
 		}
+		part.KeysOnly = r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
 		read.parts = append(read.parts, part)
 	}
 	return read
 }
 
-// sorts reports whether the order is found out here, not by the parts.
+// sorts reports whether the answers to the parts must be sorted. Each has its own
+// first keys, so that the first of all are among them, except where the store can't
+// know the order, which is that of documents.
 func (r *reading) sorts() bool { return r.asked.SortTarget != pb.RangeRequest_KEY }
 
 // before is how many keys are sorted, 0 for all. As in etcd, where a target is

@@ -245,3 +245,21 @@ func TestRevokeOfANodesLease(t *testing.T) {
 		t.Error("it is gone")
 	}
 }
+
+// Tools that begin anew delete everything and write in one.
+func TestDeleteOfAllAndPutInOne(t *testing.T) {
+	_, client := seeded(t, 1)
+	ctx := within(t, patience)
+	for _, key := range []string{"a", "b"} {
+		if _, err := client.Put(ctx, key, "before"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer, err := client.Txn(ctx).Then(clientv3.OpDelete("", clientv3.WithFromKey()), clientv3.OpPut("a", "after"), clientv3.OpGet("", clientv3.WithFromKey())).Commit()
+	if err != nil || answer.Responses[0].GetResponseDeleteRange().Deleted != 2 {
+		t.Fatalf("%v, %v", answer, err)
+	}
+	if left := answer.Responses[2].GetResponseRange(); len(left.Kvs) != 1 || string(left.Kvs[0].Value) != "after" || left.Kvs[0].Version != 1 {
+		t.Errorf("%v", left)
+	}
+}
