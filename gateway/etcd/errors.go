@@ -30,9 +30,9 @@ func statusOf(err error) error {
 	case errors.As(err, &fields):
 		return status.Error(codes.InvalidArgument, fields.Error())
 	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, err.Error())
+		return rpctypes.ErrGRPCCanceled
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, err.Error())
+		return rpctypes.ErrGRPCDeadlineExceeded
 	}
 	// Not by status.FromError, which makes the status of what is wrapped a part of
 	// the message: clients compare it whole.
