@@ -144,7 +144,7 @@ func (a *admission) branch(ops []*pb.RequestOp, live bool) ([]*pb.RequestOp, []r
 }
 
 func (a *admission) op(op *pb.RequestOp, live bool) (*pb.RequestOp, restore, error) {
-	if r := op.GetRequestRange(); r != nil && live && r.Revision > a.v.Revision() {
+	if r := op.GetRequestRange(); r != nil && live && a.writes && r.Revision > a.v.Revision() {
 		// Told apart here from lookAgain.
 		return nil, nil, &fsm.Error{Code: pb.TxnError_TXN_ERROR_FUTURE_REVISION, Message: "revision is in the future"}
 	}
