@@ -97,12 +97,14 @@ func (a *auth) at(v *fsm.View) (*authState, error) {
 	if st = a.current.Load(); st != nil && st.isOf(v) {
 		return st, nil
 	}
-	st, err := readAuth(a.store, v)
+	read, err := readAuth(a.store, v)
 	if err != nil {
 		return nil, err
 	}
-	a.current.Store(st)
-	return st, nil
+	if st == nil || read.first > st.first {
+		a.current.Store(read)
+	}
+	return read, nil
 }
 
 // isOf reports whether the view has this state. Views between two that have it

@@ -229,7 +229,9 @@ func TestDifferentialAuth(t *testing.T) {
 		}
 		for range rapid.IntRange(1, 20).Draw(t, "calls") {
 			call := rapid.OneOf(rapid.Custom(genManagement), rapid.Custom(genChecked)).Draw(t, "call")
-			call.as = someCaller.Draw(t, "as")
+			if call.method != "Auth/Authenticate" { // at which etcd 3.4 looks at old tokens
+				call.as = someCaller.Draw(t, "as")
+			}
 			calls = append(calls[:len(calls):len(calls)], call)
 		}
 		for i, call := range calls {

@@ -11,7 +11,9 @@ import (
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 func stateOf(secret string, users ...*authpb.User) *authState {
@@ -91,6 +93,36 @@ func TestSessionsAreBounded(t *testing.T) {
 	if _, err := all.open(first, st); err != nil {
 		t.Error(err)
 	}
+}
+
+// Those who wait for their password to be looked at can leave, and are not too many.
+func TestBcryptQueue(t *testing.T) {
+	q := newBcryptQueue()
+	for range cap(q.slots) {
+		ok(t, q.enter(within(t, patience)))
+	}
+	ctx, leave := context.WithCancel(within(t, patience))
+	var waiting sync.WaitGroup
+	for range maxBcryptWaiting {
+		waiting.Go(func() {
+			if err := q.enter(ctx); status.Code(err) != codes.Canceled {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "all wait", func() error {
+		if n := q.waiting.Load(); n < maxBcryptWaiting {
+			return fmt.Errorf("%d wait", n)
+		}
+		return nil
+	})
+	if err := q.enter(ctx); err != rpctypes.ErrGRPCRequestTooManyRequests {
+		t.Error(err)
+	}
+	leave()
+	waiting.Wait()
+	q.leave()
+	ok(t, q.enter(within(t, patience)))
 }
 
 func FuzzToken(f *testing.F) {
