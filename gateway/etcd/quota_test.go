@@ -53,9 +53,10 @@ func TestQuota(t *testing.T) {
 		put := clientv3.OpPut("small", "")
 		absent := clientv3.Compare(clientv3.Version("absent"), "=", 0)
 		for name, call := range map[string]func() error{
-			"put":  func() error { _, err := one.Put(ctx, "small", ""); return err },
-			"txn":  func() error { _, err := one.Txn(ctx).Then(put).Commit(); return err },
-			"else": func() error { _, err := one.Txn(ctx).If(absent).Else(put).Commit(); return err },
+			"put":   func() error { _, err := one.Put(ctx, "small", ""); return err },
+			"txn":   func() error { _, err := one.Txn(ctx).Then(put).Commit(); return err },
+			"else":  func() error { _, err := one.Txn(ctx).If(absent).Else(put).Commit(); return err },
+			"lease": func() error { _, err := one.Grant(ctx, 60); return err },
 			"nested": func() error {
 				_, err := one.Txn(ctx).Then(clientv3.OpTxn(nil, []clientv3.Op{put}, nil)).Commit()
 				return err
