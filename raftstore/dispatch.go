@@ -111,6 +111,18 @@ func (s *Store) refuse(cond func(*call) bool) {
 	}
 }
 
+// neededByFollowers reports whether no entry of these is committed before a follower
+// has answered that it has it. Changes of membership are not among them: what they
+// make of the majority is not known here. Raft calls it when it stores entries.
+func (s *Store) neededByFollowers(logs []*raft.Log) bool {
+	for _, l := range logs {
+		if l.Type != raft.LogCommand {
+			return false
+		}
+	}
+	return s.isStarted() && s.raft.State() == raft.Leader && s.voters() > 1
+}
+
 // proposeBatch makes one log entry of what waits. The caller has taken a slot,
 // which is given back when raft has answered.
 func (s *Store) proposeBatch() {

@@ -9,7 +9,7 @@
 //	Propose → queue → dispatcher ─ leader here: one entry of all that waits → raft → apply → callers
 //	                             └ elsewhere:   one Consensus.Propose of all that waits → its queue
 //
-// Four decisions carry the package.
+// Five decisions carry the package.
 //
 // One entry carries many transactions. The dispatcher takes whatever has queued
 // up while the entries before it were written, so batches grow with the load and a
@@ -22,6 +22,10 @@
 // applied and here are the results, or another, then they never will be and can be
 // proposed again. What is forwarded carries a request id instead, which the fsm
 // remembers, and is sent again only for as long as it surely does.
+//
+// The leader writes an entry to its disk while the followers write it to theirs, and
+// not before (logstore.go). It counts for the majority only once it has it on disk
+// too, because what the followers answer is held back until then.
 //
 // Leadership is confirmed by what was sent after the question (link.go). Raft's own
 // VerifyLeader counts any answer that arrives after the question, so that an answer

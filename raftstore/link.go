@@ -35,6 +35,8 @@ type link struct {
 	silent atomic.Bool
 	// Reports whether this replica leads in the term and the server is a member.
 	leads func(id raft.ServerID, term uint64) bool
+	// Returns when this replica has the entry on disk; see logStore.
+	durable func(index uint64) error
 	// Fires when any peer followed.
 	followed broadcast
 	running  sync.WaitGroup
@@ -66,6 +68,7 @@ func newLink(t transport, id, address string) *link {
 		address:   raft.ServerAddress(address),
 		peers:     map[raft.ServerID]*peer{},
 		leads:     func(raft.ServerID, uint64) bool { return false },
+		durable:   func(uint64) error { return nil },
 	}
 }
 
@@ -91,6 +94,9 @@ func (l *link) AppendEntries(id raft.ServerID, to raft.ServerAddress, args *raft
 	}
 	if resp.Term == args.Term && resp.Success {
 		l.note(id, to, args, sent)
+		if n := len(args.Entries); n > 0 {
+			return l.durable(args.Entries[n-1].Index)
+		}
 	}
 	return nil
 }

@@ -75,6 +75,10 @@ func (s *Store) startRaft() error {
 		_, member := find(s.servers(), string(id))
 		return member && s.raft.State() == raft.Leader && s.raft.CurrentTerm() == term
 	}
+	s.link.durable = s.logs.awaitDurable
+	if err := s.logs.open(); err != nil {
+		return errors.Join(err, s.link.Close())
+	}
 	if s.raft, err = s.newRaft(); err != nil {
 		return errors.Join(err, s.link.Close())
 	}
@@ -123,6 +127,7 @@ func (s *Store) stopRaft(completed <-chan struct{}) error {
 		defer close(done)
 		s.awaitOr(completed, shutdownPatience)
 		stopped := s.raft.Shutdown().Error()
+		s.logs.close()
 		s.machine.abandon()
 		s.work.wait()
 		s.unregister()

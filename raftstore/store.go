@@ -87,7 +87,7 @@ func Open(cfg Config) (*Store, error) {
 		logs = cfg.wrapLogs(logs)
 	}
 	s.logs = &logStore{
-		disk: logs, dog: s.dog, metrics: m, log: cfg.Logger,
+		disk: logs, dog: s.dog, metrics: m, log: cfg.Logger, early: s.neededByFollowers,
 		snapshotBytes: cfg.Retention.SnapshotBytes, snapshot: make(chan struct{}, 1),
 	}
 	if err := s.register(); err != nil {

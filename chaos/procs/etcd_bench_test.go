@@ -3,6 +3,7 @@ package procs
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"flag"
 	"fmt"
 	"net"
@@ -151,8 +152,10 @@ func (r *rival) prepare(t testing.TB) {
 	if err := fill(t.Context(), conns, "load/", loadKeys); err != nil {
 		t.Fatalf("%s: %v", r.name, err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
 	for i, endpoint := range r.endpoints {
-		status, err := conns[0].Status(t.Context(), endpoint)
+		status, err := conns[0].Status(ctx, endpoint)
 		if err != nil {
 			t.Fatalf("%s: %v", r.name, err)
 		}

@@ -60,6 +60,8 @@ type operation func(ctx context.Context, c *clientv3.Client, n uint64) error
 
 // hammer has so many callers repeat the operation for as long as it takes.
 func hammer(ctx context.Context, conns []*clientv3.Client, callers int, length time.Duration, op operation) measured {
+	ctx, cancel := context.WithTimeout(ctx, length+soon)
+	defer cancel()
 	var (
 		count   atomic.Uint64
 		group   sync.WaitGroup
@@ -160,6 +162,8 @@ func keepAlive(leases []clientv3.LeaseID) operation {
 // fill writes n keys with the prefix in transactions of a hundred.
 func fill(ctx context.Context, conns []*clientv3.Client, prefix string, n int) error {
 	const page = 100
+	ctx, cancel := context.WithTimeout(ctx, 10*soon)
+	defer cancel()
 	var (
 		next   atomic.Int64
 		group  sync.WaitGroup
@@ -192,7 +196,7 @@ func fill(ctx context.Context, conns []*clientv3.Client, prefix string, n int) e
 // delivery has watchers wait for one put after the other; the delays are from the
 // put's call to each watcher's event.
 func delivery(ctx context.Context, conns []*clientv3.Client, watchers int, length time.Duration) measured {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, length+soon)
 	defer cancel()
 	type arrival struct {
 		at  time.Time
@@ -227,8 +231,8 @@ func delivery(ctx context.Context, conns []*clientv3.Client, watchers int, lengt
 					return nil
 				}
 				delays = append(delays, a.at.Sub(from))
-			case <-time.After(soon):
-				m.failure = fmt.Errorf("a watcher got nothing within %s", soon)
+			case <-ctx.Done():
+				m.failure = fmt.Errorf("a watcher got nothing within %s", length+soon)
 				return nil
 			}
 		}
