@@ -49,6 +49,7 @@ func (c *chronicle) between(from, to uint64) []*pb.KeyEvent {
 	}
 	block := make([]event, to-from)
 	events := make([]*pb.KeyEvent, to-from)
+	var f found
 	for i := range block {
 		h, e := c.history.at(from+uint64(i)), &block[i]
 		e.event.Kv = &e.kv
@@ -56,10 +57,35 @@ func (c *chronicle) between(from, to uint64) []*pb.KeyEvent {
 			e.event.Type = pb.KeyEvent_DELETE
 		}
 		h.cur.fill(&e.kv, h.cur.tombstone())
-		if h.prev != nil && h.cur.mod > c.compacted {
-			e.event.PrevKv = h.prev.proto()
+		prev := h.prev
+		if prev != nil && prev.mod == h.cur.mod {
+			prev = f.before(c, h.cur)
+		}
+		if prev != nil && h.cur.mod > c.compacted {
+			e.event.PrevKv = prev.proto()
 		}
 		events[i] = &e.event
 	}
 	return events
+}
+
+// found is what a transaction that changed a key twice found of its keys. As in
+// etcd, that is what was before each of its changes.
+type found struct {
+	revision int64
+	versions map[string]*version
+}
+
+func (f *found) before(c *chronicle, v *version) *version {
+	if f.revision != v.mod {
+		f.revision, f.versions = v.mod, make(map[string]*version)
+		first := c.history.search(func(h change) bool { return h.cur.mod >= v.mod })
+		for p := first; p < c.history.end && c.history.at(p).cur.mod == v.mod; p++ {
+			h := c.history.at(p)
+			if _, known := f.versions[h.cur.key()]; !known {
+				f.versions[h.cur.key()] = h.prev
+			}
+		}
+	}
+	return f.versions[v.key()]
 }

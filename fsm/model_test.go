@@ -379,7 +379,7 @@ func (w *modelTxn) put(p *pb.PutRequest) *pb.PutResponse {
 func (w *modelTxn) delete(kv *pb.KeyValue) {
 	delete(w.kvs, string(kv.Key))
 	w.events = append(w.events, &pb.KeyEvent{
-		Type: pb.KeyEvent_DELETE, Kv: &pb.KeyValue{Key: kv.Key, ModRevision: w.begin + 1}, PrevKv: kv,
+		Type: pb.KeyEvent_DELETE, Kv: &pb.KeyValue{Key: kv.Key, ModRevision: w.begin + 1}, PrevKv: w.m.states[w.begin][string(kv.Key)],
 	})
 }
 

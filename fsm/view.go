@@ -81,7 +81,7 @@ func (v *View) Scan(prefix string) iter.Seq[*pb.KeyValue] {
 
 // Events is what changed after a revision: whole revisions, in order, until
 // there are at least max events (0: no bound); each carries the version before
-// it. All up to revision upTo is then known: ask for what is after it next.
+// its revision. All up to revision upTo is then known: ask for what is after it next.
 //
 // The error is an *Error with the code COMPACTED: changes right after that
 // revision may be forgotten.

@@ -449,7 +449,7 @@ type KeyEvent struct {
 	Type  KeyEvent_Type          `protobuf:"varint,1,opt,name=type,proto3,enum=persys.v1.KeyEvent_Type" json:"type,omitempty"`
 	// For DELETE only key and mod_revision (the revision of the delete) are set.
 	Kv *KeyValue `protobuf:"bytes,2,opt,name=kv,proto3" json:"kv,omitempty"`
-	// The version before this event, where the watcher asked for it.
+	// The version before the revision, where the watcher asked for it.
 	PrevKv        *KeyValue `protobuf:"bytes,3,opt,name=prev_kv,json=prevKv,proto3" json:"prev_kv,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
