@@ -107,8 +107,8 @@ func (s *Server) Watch(g etcdpb.Watch_WatchServer) error {
 		wake: make(chan struct{}, 1), failed: make(chan error, 1), requests: make(chan struct{}, maxRequests),
 		watchers: map[int64]*watcher{},
 	}
-	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get(rpctypes.MetadataRequireLeaderKey)) > 0 {
-		st.needsLeader = md.Get(rpctypes.MetadataRequireLeaderKey)[0] == rpctypes.MetadataHasLeader
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey); len(v) > 0 {
+		st.needsLeader = v[0] == rpctypes.MetadataHasLeader
 	}
 	if _, _, ok := s.store.Leader(); st.needsLeader && !ok {
 		return rpctypes.ErrGRPCNoLeader
@@ -117,7 +117,7 @@ func (s *Server) Watch(g etcdpb.Watch_WatchServer) error {
 	defer st.hub.leave(st)
 	// It ends with the stream, which it may outlive by a moment.
 	go func() {
-		if err := st.receive(ctx); err != nil {
+		if err := st.receive(s.auth.pin(ctx)); err != nil {
 			st.fail(err)
 		}
 	}()
@@ -285,13 +285,12 @@ func (st *watchStream) cancel(id int64) (answer bool) {
 }
 
 // askProgress has the client told that it has seen everything up to now, as soon
-// as it has: there is one answer to all that is asked until then, and none where
-// there are no watchers.
+// as it has. There is one answer to all that is asked until then.
 func (st *watchStream) askProgress() (answer bool) {
 	h := st.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(st.watchers) == 0 || st.closed {
+	if st.closed {
 		return false
 	}
 	answer = st.owed == 0

@@ -14,7 +14,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -24,22 +23,6 @@ import (
 type talk struct {
 	t testing.TB
 	etcdpb.Watch_WatchClient
-}
-
-func (r *replica) conn() *grpc.ClientConn {
-	r.t.Helper()
-	return dialEtcd(r.t, r.endpoint)
-}
-
-func dialEtcd(t testing.TB, endpoint string) *grpc.ClientConn {
-	t.Helper()
-	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
 }
 
 func talkTo(t testing.TB, ctx context.Context, conn *grpc.ClientConn) *talk {
@@ -151,7 +134,7 @@ func TestWatchRanges(t *testing.T) {
 		{"\x00", "\x00", "a b b/x c b b"},
 		{"bb", "\x00", "c"},
 	} {
-		st := talkTo(t, within(t, patience), r.conn())
+		st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 		st.create(&etcdpb.WatchCreateRequest{Key: []byte(w.key), RangeEnd: []byte(w.end), StartRevision: first})
 		var got []string
 		for _, e := range st.events(len(strings.Fields(w.want))) {
@@ -161,7 +144,7 @@ func TestWatchRanges(t *testing.T) {
 			t.Errorf("%q to %q: %v, want %s", w.key, w.end, got, w.want)
 		}
 	}
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	for _, w := range [][2]string{{"b", "b"}, {"b", "a"}, {"", "\x00"[:0] + "\x00"}} {
 		st.send(creating(&etcdpb.WatchCreateRequest{Key: []byte(w[0]), RangeEnd: []byte(w[1])}))
 		answer := st.recv()
@@ -174,7 +157,7 @@ func TestWatchRanges(t *testing.T) {
 func TestWatchEventsCarryVersions(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	r := c.replicas[0]
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), PrevKv: true, WatchId: 7})
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), WatchId: 8})
 	n := r.write(putting("k", "one"))
@@ -205,7 +188,7 @@ func TestWatchStartRevisions(t *testing.T) {
 	r := c.replicas[0]
 	n := r.write(putting("k", "1"))
 	r.write(putting("k", "2"))
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	for id, start := range map[int64]int64{1: n, 2: n + 1, 3: n + 2, 4: n + 3, 5: 0} {
 		answer := st.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), StartRevision: start, WatchId: id})
 		if answer.Header.Revision != n+1 || answer.WatchId != id || answer.Header.MemberId == 0 || answer.Header.RaftTerm == 0 {
@@ -242,7 +225,7 @@ func TestWatchStartRevisions(t *testing.T) {
 func TestWatchIDs(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	r := c.replicas[0]
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	for _, w := range []struct{ ask, want int64 }{{0, 0}, {2, 2}, {0, 1}, {0, 3}, {1 << 40, 1 << 40}, {2, -1}, {0, 4}, {3, -1}} {
 		st.send(creating(&etcdpb.WatchCreateRequest{Key: []byte("k"), WatchId: w.ask}))
 		answer := st.recv()
@@ -269,7 +252,7 @@ func TestWatchFilters(t *testing.T) {
 	const noPut, noDelete = etcdpb.WatchCreateRequest_NOPUT, etcdpb.WatchCreateRequest_NODELETE
 	filters := map[int64][]etcdpb.WatchCreateRequest_FilterType{1: {noPut}, 2: {noDelete}, 3: {noPut, noDelete}, 4: nil}
 	before := r.write(putting("k", "0"))
-	live, past := talkTo(t, within(t, patience), r.conn()), talkTo(t, within(t, patience), r.conn())
+	live, past := talkTo(t, within(t, patience), dial(t, r.endpoint)), talkTo(t, within(t, patience), dial(t, r.endpoint))
 	for id, f := range filters {
 		live.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), Filters: f, WatchId: id})
 	}
@@ -299,7 +282,7 @@ func TestWatchCompacted(t *testing.T) {
 	n := r.write(putting("k", "1"))
 	r.write(deleting("k"))
 	last := r.write(putting("k", "2"))
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), WatchId: 9})
 	r.write(compacting(last - 1))
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), StartRevision: n, WatchId: 5})
@@ -334,8 +317,11 @@ func TestWatchProgress(t *testing.T) {
 	r := c.replicas[0]
 	client := c.client()
 	ctx := within(t, patience)
-	st := talkTo(t, ctx, r.conn())
-	st.send(asksProgress) // nobody to tell: no answer
+	st := talkTo(t, ctx, dial(t, r.endpoint))
+	st.send(asksProgress)
+	if answer := st.recv(); answer.WatchId != -1 || answer.Header.Revision == 0 {
+		t.Errorf("progress of nobody: %v", answer)
+	}
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("quiet"), ProgressNotify: true, WatchId: 3})
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), WatchId: 4})
 	n := r.write(putting("k", "1"))
@@ -384,7 +370,7 @@ func TestWatchProgressComesAfterWhatIsOwed(t *testing.T) {
 	for range 3000 {
 		r.write(putting("k", "x"))
 	}
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	st.send(creating(&etcdpb.WatchCreateRequest{Key: []byte("k"), StartRevision: first}))
 	st.send(asksProgress)
 	events := 0
@@ -408,7 +394,7 @@ func TestWatchFragments(t *testing.T) {
 	for i := range 10 {
 		ops = append(ops, putting(fmt.Sprint("k", i), value))
 	}
-	past, live := talkTo(t, within(t, patience), r.conn()), talkTo(t, within(t, patience), r.conn())
+	past, live := talkTo(t, within(t, patience), dial(t, r.endpoint)), talkTo(t, within(t, patience), dial(t, r.endpoint))
 	live.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), Fragment: true})
 	first := r.write(ops...)
 	r.write(ops[:2]...)
@@ -425,7 +411,7 @@ func TestWatchFragments(t *testing.T) {
 	}
 	// Who has not asked gets revisions in one piece each, and in one response as long
 	// as they fit.
-	whole := talkTo(t, within(t, patience), r.conn())
+	whole := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	whole.create(&etcdpb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), StartRevision: first})
 	for _, want := range []int{10, 2, 2} {
 		if answer := whole.recv(); len(answer.Events) != want || answer.Fragment {
@@ -443,7 +429,7 @@ func TestWatchFragments(t *testing.T) {
 func TestWatchGoesOnAfterTheLastRequest(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	r := c.replicas[0]
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k")})
 	if err := st.CloseSend(); err != nil {
 		t.Fatal(err)
@@ -458,7 +444,7 @@ func TestWatchLeaseExpiry(t *testing.T) {
 	r.write(&pb.RequestOp{Request: &pb.RequestOp_LeaseGrant{LeaseGrant: &pb.LeaseGrant{Id: 7, TtlSeconds: 1}}})
 	put := putting("leased", "x")
 	put.GetRequestPut().Lease = 7
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("leased"), PrevKv: true})
 	n := r.write(put, putting("other", ""))
 	events := st.events(2)
@@ -474,9 +460,9 @@ func TestWatchThatNeedsALeaderEndsWithoutOne(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	follower := c.follower()
 	ctx := within(t, patience)
-	led := talkTo(t, metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader), follower.conn())
+	led := talkTo(t, metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader), dial(t, follower.endpoint))
 	led.create(&etcdpb.WatchCreateRequest{Key: []byte("k")})
-	free := talkTo(t, ctx, follower.conn())
+	free := talkTo(t, ctx, dial(t, follower.endpoint))
 	free.create(&etcdpb.WatchCreateRequest{Key: []byte("k")})
 	for _, r := range c.replicas {
 		if r != follower {
@@ -486,7 +472,7 @@ func TestWatchThatNeedsALeaderEndsWithoutOne(t *testing.T) {
 	if _, err := led.Recv(); !errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) {
 		t.Errorf("without a leader: %v", err)
 	}
-	again := talkTo(t, metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader), follower.conn())
+	again := talkTo(t, metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader), dial(t, follower.endpoint))
 	if _, err := again.Recv(); !errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) {
 		t.Errorf("a new one without a leader: %v", err)
 	}
@@ -496,7 +482,7 @@ func TestWatchThatNeedsALeaderEndsWithoutOne(t *testing.T) {
 func TestWatchEndsWithTheReplica(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	r := c.replicas[0]
-	st := talkTo(t, within(t, patience), r.conn())
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
 	st.create(&etcdpb.WatchCreateRequest{Key: []byte("k")})
 	hub := r.etcd.hub
 	st.CloseSend()

@@ -115,10 +115,6 @@ func (h *watchHub) settle(st *watchStream) {
 	}
 	st.owed = 0
 	delete(h.owing, st)
-	if len(st.watchers) == 0 {
-		<-st.requests
-		return
-	}
 	st.push(h.progress(allWatchers, true))
 }
 
