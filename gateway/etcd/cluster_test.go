@@ -44,7 +44,7 @@ type cluster struct {
 	t        testing.TB
 	replicas []*replica
 
-	mu    sync.Mutex // for conns, and for replicas when one is added
+	mu    sync.Mutex // for conns, and for replicas and their addresses when one starts
 	conns map[string]*grpc.ClientConn
 }
 
@@ -147,7 +147,9 @@ func (stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn,
 // start starts the replica, at the addresses it had before if it had any.
 func (r *replica) start(c *cluster, bootstrap bool) {
 	r.t.Helper()
+	c.mu.Lock()
 	raftListener, control, client := r.listen(&r.raft), r.listen(&r.control), r.listen(&r.endpoint)
+	c.mu.Unlock()
 	var err error
 	r.store, err = raftstore.Open(raftstore.Config{
 		Dir: r.dir, ID: r.name, Address: r.raft, Stream: stream{raftListener},
