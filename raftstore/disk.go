@@ -101,6 +101,10 @@ func openWAL(path, spare string, logger hclog.Logger, log *slog.Logger) (*wal.WA
 	if err != nil {
 		return nil, nil, err
 	}
+	// A new log begins in written space too, or all of its first segment would be slow.
+	if there, err := os.ReadDir(path); err == nil && len(there) == 0 {
+		files.making.Wait()
+	}
 	// The WAL does not close the file with its list of segments.
 	meta := &metadb.BoltMetaDB{}
 	segments, err := wal.Open(path, wal.WithLogger(logger), wal.WithMetaStore(meta),
