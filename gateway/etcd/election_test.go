@@ -58,7 +58,7 @@ func TestElection(t *testing.T) {
 	killed := c.leader()
 	killed.kill()
 	c.leader()
-	if err := one.Proclaim(ctx, "one, still"); err != nil {
+	if err := insist(ctx, func() error { return one.Proclaim(ctx, "one, still") }); err != nil {
 		t.Fatal(err)
 	}
 	if got := observed(t, ctx, seen); got != "one, still" {
@@ -185,13 +185,11 @@ func TestElectionService(t *testing.T) {
 		t.Errorf("won with a lease that has ended: %v", err)
 	}
 	for _, err := range []error{
-		second(electionService(leader).Proclaim(ctx, &v3electionpb.ProclaimRequest{})),
-		second(electionService(leader).Resign(ctx, &v3electionpb.ResignRequest{})),
+		errOf(electionService(leader).Proclaim(ctx, &v3electionpb.ProclaimRequest{})),
+		errOf(electionService(leader).Resign(ctx, &v3electionpb.ResignRequest{})),
 	} {
 		if status.Convert(err).Message() != `"leader" field must be provided` {
 			t.Errorf("without a leader: %v", err)
 		}
 	}
 }
-
-func second[T any](_ T, err error) error { return err }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"golang.org/x/sync/errgroup"
@@ -53,39 +54,24 @@ func TestMutexExcludes(t *testing.T) {
 	var g errgroup.Group
 	for i := range clients {
 		client := c.client()
-		session := newSession(t, client)
-		critical := func() error {
-			if n := inside.Add(1); n != 1 {
-				return fmt.Errorf("%d hold the lock", n)
-			}
-			n := entered.Add(1)
-			_, err := client.Put(ctx, "last", fmt.Sprint(n))
-			inside.Add(-1)
-			return err
-		}
-		if i%2 == 0 {
-			g.Go(func() error {
-				mutex := concurrency.NewMutex(session, "lock")
-				for range rounds {
-					if err := errors.Join(mutex.Lock(ctx), critical(), mutex.Unlock(ctx)); err != nil {
-						return fmt.Errorf("client %d: %w", i, err)
-					}
-				}
-				return nil
-			})
-			continue
+		lock := lockByItself
+		if i%2 == 1 {
+			lock = lockByService
 		}
 		g.Go(func() error {
 			for range rounds {
-				held, err := lockThroughLosses(ctx, client, session.Lease())
+				lease, err := lock(ctx, client)
 				if err != nil {
 					return fmt.Errorf("client %d: lock: %w", i, err)
 				}
-				if err := critical(); err != nil {
-					return fmt.Errorf("client %d: %w", i, err)
+				if n := inside.Add(1); n != 1 {
+					return fmt.Errorf("client %d: %d hold the lock", i, n)
 				}
-				if _, err := client.Delete(ctx, string(held.Key)); err != nil {
-					return fmt.Errorf("client %d: unlock: %w", i, err)
+				n := entered.Add(1)
+				err = insist(ctx, func() error { return errOf(client.Put(ctx, "last", fmt.Sprint(n))) })
+				inside.Add(-1)
+				if err = errors.Join(err, giveBack(ctx, client, lease)); err != nil {
+					return fmt.Errorf("client %d: %w", i, err)
 				}
 			}
 			return nil
@@ -109,13 +95,59 @@ func TestMutexExcludes(t *testing.T) {
 	}
 }
 
-// lockThroughLosses asks again when the replica that was asked is lost: with the
-// same lease it is the same lock.
-func lockThroughLosses(ctx context.Context, client *clientv3.Client, lease clientv3.LeaseID) (*v3lockpb.LockResponse, error) {
+// lockByItself takes the lock with a lease of its own, and with another one where it
+// cannot know what became of a call.
+func lockByItself(ctx context.Context, client *clientv3.Client) (lease clientv3.LeaseID, err error) {
+	err = insist(ctx, func() error {
+		session, err := concurrency.NewSession(client)
+		if err != nil {
+			return err
+		}
+		session.Orphan()
+		lease = session.Lease()
+		if err = concurrency.NewMutex(session, "lock").Lock(ctx); err != nil {
+			return errors.Join(err, giveBack(ctx, client, lease))
+		}
+		return nil
+	})
+	return lease, err
+}
+
+// lockByService asks again when the replica that was asked is lost: with the same
+// lease it is the same lock.
+func lockByService(ctx context.Context, client *clientv3.Client) (lease clientv3.LeaseID, err error) {
+	err = insist(ctx, func() error {
+		granted, err := client.Grant(ctx, 60)
+		if err == nil {
+			lease = granted.ID
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return lease, insist(ctx, func() error {
+		return errOf(lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(lease)}))
+	})
+}
+
+// giveBack ends a lease, and with it the lock.
+func giveBack(ctx context.Context, client *clientv3.Client, lease clientv3.LeaseID) error {
+	err := insist(ctx, func() error { return errOf(client.Revoke(ctx, lease)) })
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil // as an earlier attempt did
+	}
+	return err
+}
+
+// insist tries again as long as replicas are lost.
+func insist(ctx context.Context, try func() error) error {
 	for {
-		held, err := lockService(client).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("lock"), Lease: int64(lease)})
-		if status.Code(err) != codes.Unavailable && status.Code(err) != codes.Canceled {
-			return held, err
+		err := try()
+		var known rpctypes.EtcdError
+		lost := errors.As(err, &known) && known.Code() == codes.Unavailable || status.Code(err) == codes.Unavailable
+		if !lost || ctx.Err() != nil {
+			return err
 		}
 	}
 }
