@@ -13,6 +13,8 @@ dir=$PWD/.demo
 persys=$PWD/bin/persys
 servers=(s1 s2 s3 s4 s5)
 agents=(n1 n2 n3)
+# Plain, for etcd's clients on this machine; not etcd's own, which may be taken.
+etcd_port=7483
 
 # What the user has set for a cluster of their own is not for this one.
 for v in "${!PERSYS_@}"; do unset "$v"; done
@@ -61,6 +63,9 @@ start() {
 	s[2-5]) line=(join --token-file "$dir/token/$name") ;;
 	n[1-3]) line=(join --token-file "$dir/token/$name" --cpu 2 --memory 2Gi) ;;
 	*) fail "there is no $name; there are ${servers[*]} ${agents[*]}" ;;
+	esac
+	case $name in
+	s*) line+=(--etcd-listen "$(address "$name"):$etcd_port") ;;
 	esac
 	mkdir -p "$dir/pid" "$dir/log"
 	setsid nohup "$persys" "${line[@]}" --name "$name" --data-dir "$dir/$name" --advertise "$(address "$name")" \
@@ -222,6 +227,18 @@ grow() {
 has_log() { [ -n "$("$persys" logs "$1")" ]; }
 sees_docker() { [ "$("$persys" get nodes | grep -c 'docker\(,\|  \)')" = 2 ]; }
 
+etcd_hint() {
+	local e="etcdctl --endpoints 127.0.0.11:$etcd_port,127.0.0.12:$etcd_port,127.0.0.13:$etcd_port"
+	echo "  The same, and keys of your own, as an etcd:"
+	if command -v etcdctl >/dev/null; then
+		echo "  export ETCDCTL_API=3"
+		echo "  $e get --prefix /workloads/"
+		echo "  $e put greeting hello"
+	else
+		echo "  curl 127.0.0.11:$etcd_port/v3/kv/put -d '{\"key\": \"Z3JlZXRpbmc=\", \"value\": \"aGVsbG8=\"}'"
+	fi
+}
+
 look_around() {
 	local p="bin/persys --config .demo/config.yaml" admin=.demo/s1/pki/admin/credentials.pem
 	say "It runs. Look around"
@@ -236,6 +253,8 @@ look_around() {
 
   REST, as the administrator:
   curl --cacert $admin --cert $admin https://127.0.0.12:7480/v1/workloads
+
+$(etcd_hint)
 
   Kill a server or an agent and see what happens; bring it back:
   kill -9 \$(cat .demo/pid/s1);  $p member ls;  hack/demo.sh start s1
