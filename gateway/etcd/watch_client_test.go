@@ -8,10 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/mirror"
 	"go.etcd.io/etcd/client/v3/namespace"
 	"go.etcd.io/etcd/client/v3/ordering"
+	"google.golang.org/grpc/metadata"
 )
 
 // putOnce creates a key, however often it must be tried.
@@ -217,5 +220,66 @@ func TestClientWatchEnds(t *testing.T) {
 	}
 	cancel()
 	for range watch {
+	}
+}
+
+func TestWatchPermissions(t *testing.T) {
+	c := newCluster(t, 1, quick)
+	root := c.client()
+	addUser(t, root, "reader", "r a c")
+	root = c.enableAuth(root)
+	ctx := within(t, patience)
+	asReader := metadata.AppendToOutgoingContext(ctx, rpctypes.TokenFieldNameGRPC, tokenOfUser(t, root, "reader"))
+	conn := dial(t, c.replicas[0].endpoint)
+	denied, nobody := rpctypes.ErrGRPCPermissionDenied.Error(), rpctypes.ErrGRPCUserEmpty.Error()
+	user, anybody := talkTo(t, asReader, conn), talkTo(t, ctx, conn)
+	for _, w := range []struct {
+		*talk
+		key, end, reason string
+	}{
+		{user, "a", "", ""}, {user, "a", "c", ""}, {user, "b", "bb", ""},
+		{user, "c", "", denied}, {user, "a", "d", denied}, {user, "a", "\x00", denied}, {user, "", "\x00", denied}, {user, "", "", denied},
+		{anybody, "a", "", nobody},
+	} {
+		w.send(creating(&etcdpb.WatchCreateRequest{Key: []byte(w.key), RangeEnd: []byte(w.end)}))
+		answer := w.recv()
+		if refused := w.reason != ""; !answer.Created || answer.Canceled != refused || answer.CancelReason != w.reason || refused != (answer.WatchId == -1) {
+			t.Errorf("%q to %q: %v, want %q", w.key, w.end, answer, w.reason)
+		}
+	}
+	// As with etcd a watcher stays, even when what it was allowed by is gone.
+	ok(t, errOf(root.RoleRevokePermission(ctx, "reader", "a", "c")))
+	ok(t, errOf(root.Put(ctx, "bb", "1")))
+	if got := user.events(1); string(got[0].Kv.Key) != "bb" {
+		t.Errorf("%v", got)
+	}
+	watch := c.as("reader").Watch(ctx, "a")
+	if answer := <-watch; answer.Err() == nil || answer.Err().Error() != denied {
+		t.Errorf("through the client: %v", answer.Err())
+	}
+}
+
+func TestWatchSystemKeys(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	client := c.client()
+	ctx := within(t, patience)
+	everything := client.Watch(ctx, "", clientv3.WithFromKey(), clientv3.WithCreatedNotify())
+	system := client.Watch(ctx, "/workloads/", clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithCreatedNotify())
+	<-everything
+	<-system
+	ok(t, errOf(client.Put(ctx, "/workloads/web", webSpec)))
+	ok(t, errOf(client.Put(ctx, "/workloads/web", strings.Replace(webSpec, "nginx:1", "nginx:2", 1))))
+	ok(t, errOf(client.Put(ctx, "mine", "1")))
+	shown, err := client.Get(ctx, "/workloads/web")
+	ok(t, err)
+	var events []*clientv3.Event
+	for len(events) < 2 {
+		events = append(events, (<-system).Events...)
+	}
+	if last := events[1]; string(last.Kv.Value) != string(shown.Kvs[0].Value) || string(last.PrevKv.Value) != string(events[0].Kv.Value) {
+		t.Errorf("a watch shows %s after %s, a read %s", last.Kv.Value, last.PrevKv.Value, shown.Kvs[0].Value)
+	}
+	if answer := <-everything; len(answer.Events) != 1 || string(answer.Events[0].Kv.Key) != "mine" {
+		t.Errorf("a watch of everything shows %v", answer.Events)
 	}
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -11,6 +12,8 @@ import (
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -28,6 +31,7 @@ type lone struct {
 	changed   chan struct{}
 	events    []*pb.KeyEvent
 	compacted int64
+	broken    error
 }
 
 func newLone() *lone { return &lone{fsm: fsm.New(), changed: make(chan struct{})} }
@@ -63,8 +67,11 @@ type loneWatcher struct {
 func (w *loneWatcher) Next(ctx context.Context) ([]*pb.KeyEvent, int64, error) {
 	for {
 		w.mu.Lock()
-		changed := w.changed
+		changed, broken := w.changed, w.broken
 		w.mu.Unlock()
+		if broken != nil {
+			return nil, 0, broken
+		}
 		events, upTo, err := w.fsm.Events(w.after, 5)
 		if err != nil {
 			return nil, 0, err
@@ -88,6 +95,7 @@ type pipe struct {
 	close    context.CancelFunc
 	requests chan *etcdpb.WatchRequest
 	ended    chan struct{}
+	err      error // with which it has ended
 
 	mu      sync.Mutex
 	news    *sync.Cond
@@ -107,7 +115,7 @@ func openPipe(t interface{ Cleanup(func()) }, s *Server) *pipe {
 	})
 	go func() {
 		defer close(p.ended)
-		s.Watch(p)
+		p.err = s.Watch(p)
 	}()
 	t.Cleanup(func() { p.close(); <-p.ended })
 	return p
@@ -424,6 +432,28 @@ func TestSlowWatcherIsBounded(t *testing.T) {
 	}
 	if got[1] != 101 || got[2] != 101 || got[3] != 101 {
 		t.Errorf("the slow ones got %v events", got)
+	}
+}
+
+// Where the store ends its streams end, so that clients go elsewhere.
+func TestWatchEndsWithTheStore(t *testing.T) {
+	l := newLone()
+	s := New(Config{Store: l})
+	p := openPipe(t, s)
+	p.requests <- creating(&etcdpb.WatchCreateRequest{Key: []byte("k")})
+	p.until(0, func(r *etcdpb.WatchResponse) bool { return r.Created })
+	l.mu.Lock()
+	l.broken = errors.New("the store is closed")
+	close(l.changed)
+	l.mu.Unlock()
+	<-p.ended
+	if status.Code(p.err) != codes.Unavailable {
+		t.Errorf("the stream ended with %v", p.err)
+	}
+	again := openPipe(t, s)
+	<-again.ended
+	if status.Code(again.err) != codes.Unavailable {
+		t.Errorf("the next stream ended with %v", again.err)
 	}
 }
 
