@@ -20,7 +20,7 @@ const (
 
 // tail holds the newest events as the fsm described them when it applied them, for
 // all watchers that keep up. Whoever is further behind asks the history, which
-// makes a snapshot of the state and describes each event anew.
+// describes each event anew.
 type tail struct {
 	mu sync.RWMutex
 	// All events of revisions greater than since, up to revision. Only appended to:

@@ -69,7 +69,7 @@ func (w *Watcher) pull() (events []*pb.KeyEvent, upTo int64, err error) {
 	if ok {
 		return events, max(upTo, w.after), nil
 	}
-	return w.s.View().Events(w.after, maxWatchEvents)
+	return w.s.machine.state.Load().Events(w.after, maxWatchEvents)
 }
 
 // Revision is up to where the watcher has seen everything: what Next returned last,
