@@ -8,6 +8,7 @@ LDFLAGS := -s -w -X github.com/persys-dev/persys/internal/server.Version=$(VERSI
 # How long each fuzz target runs in `make fuzz`; `make test` takes less.
 FUZZTIME ?= 20s
 TESTTIMEOUT ?= 15m
+SOAKCHECKS ?= 20000
 PKGS ?= ./...
 
 .PHONY: help
@@ -42,6 +43,10 @@ test: verify-fmt lint verify-proto ## Everything that is checked before a change
 .PHONY: test-short
 test-short: ## Quick tests: no race detector, no end-to-end test
 	go test -short $(PKGS)
+
+.PHONY: soak
+soak: ## Compare with an etcd, over SOAKCHECKS sequences of requests
+	go test -timeout 12h ./gateway/etcd -run Differential -rapid.checks=$(SOAKCHECKS)
 
 .PHONY: bench
 bench: ## Measure what docs/performance.md records
