@@ -181,7 +181,11 @@ func readShown(v *fsm.View, txn *pb.Txn) (*pb.TxnResponse, error) {
 			}
 			to.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: read}
 		} else {
-			read, err := rangeView(v, op.GetRequestRange())
+			r := op.GetRequestRange()
+			if r.Revision < 0 && r.Revision < v.CompactRevision() {
+				return nil, rpctypes.ErrGRPCCompacted
+			}
+			read, err := rangeView(v, r)
 			if err != nil {
 				return nil, err
 			}
