@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -180,6 +181,12 @@ func checkState(t *rapid.T, s *fsm.Store, m *model) {
 		}
 		if got := v.LeaseKeys(l.Id); !slices.EqualFunc(got, keys, bytes.Equal) {
 			t.Fatalf("lease %d has %q, want %q", l.Id, got, keys)
+		}
+		for _, prefix := range []string{"", "a", "b", "ab", "z"} {
+			want := slices.ContainsFunc(keys, func(key []byte) bool { return strings.HasPrefix(string(key), prefix) })
+			if v.LeaseHolds(l.Id, prefix) != want {
+				t.Fatalf("lease %d has %q: holds %q: %t", l.Id, keys, prefix, !want)
+			}
 		}
 	}
 	if leases != len(m.leases) {
