@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -69,7 +70,8 @@ func (s *Server) JSON(admit local.Admit) (http.Handler, error) {
 	})), nil
 }
 
-// prepareJSON makes of a request what the generated code wants.
+// prepareJSON makes of a request what the generated code wants. What it returns is
+// to be called at the end.
 func (s *Server) prepareJSON(w http.ResponseWriter, r *http.Request) (*http.Request, func()) {
 	ctx, fail := context.WithCancelCause(withCaller(r))
 	r = r.Clone(ctx)
@@ -77,12 +79,32 @@ func (s *Server) prepareJSON(w http.ResponseWriter, r *http.Request) (*http.Requ
 	if rest, ok := strings.CutPrefix(r.URL.Path, "/v3beta/"); ok {
 		r.URL.Path, r.URL.RawPath = "/v3/"+rest, ""
 	}
-	// A watch takes requests while it answers. HTTP/2 does that anyway.
-	_ = http.NewResponseController(w).EnableFullDuplex()
+	release := func() {}
+	if r.ProtoMajor == 1 && r.ContentLength < 0 {
+		release = duplex(w, r.Body)
+	}
 	// Base64 makes three bytes four; the names are in the other half.
 	limit := int64(2*s.config.MaxRequestBytes + 64*1024)
 	r.Body = &requestBody{http.MaxBytesReader(w, r.Body, limit), fail}
-	return r, func() { fail(nil) }
+	return r, func() {
+		fail(nil)
+		release()
+	}
+}
+
+// duplex lets a watch take requests while it answers, which HTTP/2 does anyway. The
+// connection ends with the call: a body of unknown length may have been left unread.
+func duplex(w http.ResponseWriter, body io.Closer) (release func()) {
+	c := http.NewResponseController(w)
+	if c.EnableFullDuplex() != nil {
+		return func() {}
+	}
+	w.Header().Set("Connection", "close")
+	return func() {
+		// The generated code may still wait for a request.
+		_ = c.SetReadDeadline(time.Now())
+		_ = body.Close()
+	}
 }
 
 // withCaller notes what package auth asks of a call: the token that the
