@@ -15,6 +15,8 @@ const (
 	// where it could not for that long.
 	leaseTick = 100 * time.Millisecond
 	pausedFor = 250 * time.Millisecond
+	// A stop as long as this is worth a warning.
+	pausedForLong = 2 * time.Second
 )
 
 // leaseClock is the leader's memory of when each lease runs out. That leases exist
@@ -76,7 +78,11 @@ func (c *leaseClock) run(ctx context.Context) error {
 func (c *leaseClock) at(now time.Time) time.Time {
 	if gap := now.Sub(c.seen); !c.seen.IsZero() && gap > 0 {
 		if gap > pausedFor {
-			c.log.Warn("this process was stopped; leases are given the time back", "for", gap)
+			level := slog.LevelDebug // as a busy machine does
+			if gap > pausedForLong {
+				level = slog.LevelWarn
+			}
+			c.log.Log(context.Background(), level, "this process was stopped; leases are given the time back", "for", gap)
 			c.stopped += gap
 		}
 		c.seen = now
