@@ -16,6 +16,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionalphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 
 	"github.com/persys-dev/persys/fsm"
 	"github.com/persys-dev/persys/gateway"
@@ -110,7 +112,9 @@ func (r *replica) etcdJSON() (http.Handler, error) {
 func (r *replica) registerEtcd(s *grpc.Server) {
 	r.etcd.Register(s)
 	healthpb.RegisterHealthServer(s, health.NewServer())
-	reflection.Register(s)
+	described := reflection.ServerOptions{Services: s, DescriptorResolver: etcd.Descriptors{}}
+	reflectionpb.RegisterServerReflectionServer(s, reflection.NewServerV1(described))
+	reflectionalphapb.RegisterServerReflectionServer(s, reflection.NewServer(described))
 }
 
 // etcdStore gives a raftstore the types and the errors of package etcd.
