@@ -3,9 +3,12 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/persys-dev/persys/agent/process"
 	"github.com/persys-dev/persys/internal/cli"
@@ -22,6 +25,10 @@ func main() {
 	// that are meant for the agent.
 	if len(os.Args) > 1 && os.Args[1] == "agent-guard" {
 		os.Exit(server.GuardMain(os.Args[2:]))
+	}
+	// gRPC would tell standard error of each bad request that a client sends.
+	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" {
+		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	// A second signal ends the process at once.
