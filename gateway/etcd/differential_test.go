@@ -58,6 +58,24 @@ func TestDifferential(t *testing.T) {
 	})
 }
 
+// How operations are counted that are nested, and which refusal comes first.
+func TestDifferentialLimits(t *testing.T) {
+	theirs := startEtcd(t, "--max-txn-ops", "4")
+	c := newCluster(t, 1, func(c *Config) { c.MaxTxnOps = 4 })
+	sides := [2]*side{newSide(t, "etcd", theirs), newSide(t, "ours", c.replicas[0].endpoint)}
+	rapid.Check(t, func(t *rapid.T) {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		for _, s := range sides {
+			s.begin(ctx, t)
+		}
+		r := newGenerator(t).txn(0)
+		if a, b := sides[0].ask(ctx, r), sides[1].ask(ctx, r); a != b && !bothRefuse(r, [2]string{a, b}) {
+			t.Fatalf("{%s}\netcd: %s\nours: %s", prototext.Format(r), a, b)
+		}
+	})
+}
+
 // bothRefuse reports whether a transaction is refused on both sides for what its
 // operations find. Of several such refusals etcd 3.4 gives the first of a put, if
 // there is one; since 3.6, and here, it is the first of any operation.
