@@ -43,7 +43,6 @@ type link struct {
 
 	mu     sync.Mutex
 	peers  map[raft.ServerID]*peer
-	commit uint64 // highest commit index that somebody waits for on a follower
 	closed bool
 }
 
@@ -55,6 +54,7 @@ type peer struct {
 	// The newest entry that the peer holds, and the commit index it knows of.
 	index, indexTerm uint64
 	commit           uint64
+	wanted           uint64 // highest commit index that somebody waits for there
 
 	beatSent time.Time // of the heartbeat in flight; zero when there is none
 	again    bool      // another heartbeat is wanted after the one in flight
@@ -253,15 +253,17 @@ func (l *link) heartbeat(to raft.Server, term uint64, p *peer) {
 	}
 }
 
-// spread sees to it that followers learn of the commit index without delay.
+// spread sees to it that the servers learn of the commit index without delay.
 func (l *link) spread(servers []raft.Server, commit uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.commit = max(l.commit, commit)
 	for _, s := range servers {
-		if p := l.peers[s.ID]; p != nil && s.ID != l.self {
-			l.tell(s.ID, s.Address, p)
+		if s.ID == l.self {
+			continue
 		}
+		p := l.peer(s.ID, 0)
+		p.wanted = max(p.wanted, commit)
+		l.tell(s.ID, s.Address, p)
 	}
 }
 
@@ -269,7 +271,7 @@ func (l *link) spread(servers []raft.Server, commit uint64) {
 // know of it. l.mu is held. It names an entry that the peer holds and no commit
 // beyond it, so that it says nothing which raft itself does not.
 func (l *link) tell(id raft.ServerID, to raft.ServerAddress, p *peer) {
-	commit := min(l.commit, p.index)
+	commit := min(p.wanted, p.index)
 	if commit <= p.commit || p.telling || l.silent.Load() {
 		return
 	}
@@ -292,9 +294,8 @@ func (l *link) tell(id raft.ServerID, to raft.ServerAddress, p *peer) {
 func (l *link) begin(term uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.commit = 0
 	for id := range l.peers {
-		l.peer(id, term)
+		l.peer(id, term).wanted = 0
 	}
 }
 

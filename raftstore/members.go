@@ -27,6 +27,20 @@ func (s *Store) voters() int {
 	return n
 }
 
+// caller is the server of that raft id; all servers, where it is empty.
+func (s *Store) caller(id string) []raft.Server {
+	servers := s.servers()
+	if id == "" {
+		return servers
+	}
+	for i, server := range servers {
+		if string(server.ID) == id {
+			return servers[i : i+1]
+		}
+	}
+	return nil
+}
+
 // Servers are the members, as far as this replica knows; on the leader a change
 // may be included that is not committed yet.
 func (s *Store) Servers() ([]Server, error) {

@@ -2,8 +2,11 @@ package raftstore
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -65,6 +68,7 @@ func (s *Store) sharedReadIndex(ctx context.Context) (uint64, error) {
 // answerReads runs as long as somebody waits.
 func (s *Store) answerReads() {
 	for {
+		s.reads.gather()
 		s.reads.mu.Lock()
 		waiting := s.reads.waiting
 		s.reads.waiting = nil
@@ -84,10 +88,25 @@ func (s *Store) answerReads() {
 	}
 }
 
+// gather lets go of the processor for as long as readers come by that: those of the
+// round before have just been woken and are about to ask again.
+func (r *reads) gather() {
+	for n := -1; ; {
+		r.mu.Lock()
+		now := len(r.waiting)
+		r.mu.Unlock()
+		if now == n {
+			return
+		}
+		n = now
+		runtime.Gosched()
+	}
+}
+
 // readIndex returns the index up to which must be applied what is read now.
 func (s *Store) readIndex(ctx context.Context) (uint64, error) {
 	return onLeader(s, ctx, s.confirmedCommit, func(ctx context.Context, c pb.ConsensusClient) (uint64, error) {
-		r, err := c.ReadIndex(ctx, &pb.ReadIndexRequest{})
+		r, err := c.ReadIndex(ctx, &pb.ReadIndexRequest{MemberId: s.cfg.ID, Term: s.raft.CurrentTerm()})
 		return r.GetIndex(), err
 	})
 }
@@ -101,6 +120,24 @@ func (s *Store) confirmedCommit(ctx context.Context, l *leadership) (uint64, err
 		return 0, err
 	}
 	return commit, nil
+}
+
+// confirmedBy reports whether a question from another replica confirms by itself that
+// this one leads. The caller was in the leader's term after the reads were asked for,
+// and this server is still: neither had voted for a newer leader by then. If the two
+// are a majority there was none, and nothing that the reads must show is missing here.
+func (s *Store) confirmedBy(l *leadership, req *pb.ReadIndexRequest) bool {
+	confirmed, voters := 0, 0
+	for _, server := range s.servers() {
+		if server.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if id := string(server.ID); id == s.cfg.ID || id == req.MemberId {
+			confirmed++
+		}
+	}
+	return req.Term == l.term && confirmed > voters/2 && confirmed == 2
 }
 
 // confirm returns when a majority of the voters has followed this leader in

@@ -34,6 +34,7 @@ func (v service) Propose(ctx context.Context, req *pb.ProposeRequest) (*pb.Propo
 	}
 	c := newCall(ctx, req.Txns...)
 	c.here = true
+	c.from = s.caller(req.MemberId)
 	o, err := s.submit(ctx, c)
 	var not *notProposed
 	switch {
@@ -42,8 +43,6 @@ func (v service) Propose(ctx context.Context, req *pb.ProposeRequest) (*pb.Propo
 	case err != nil:
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	// The caller waits for the entry to arrive there.
-	s.link.spread(s.servers(), o.index)
 	return &pb.ProposeResponse{Results: o.results, Index: o.index}, nil
 }
 
@@ -67,16 +66,21 @@ func answerError(err error) error {
 	}
 }
 
-// ReadIndex joins the leader's own readers.
-func (v service) ReadIndex(ctx context.Context, _ *pb.ReadIndexRequest) (*pb.ReadIndexResponse, error) {
-	if _, err := v.leader(); err != nil {
+// ReadIndex answers at once where this server and the caller are a majority, and
+// joins the leader's own readers otherwise.
+func (v service) ReadIndex(ctx context.Context, req *pb.ReadIndexRequest) (*pb.ReadIndexResponse, error) {
+	l, err := v.leader()
+	if err != nil {
 		return nil, err
 	}
-	index, err := v.s.sharedReadIndex(ctx)
-	if err != nil {
-		return nil, answerError(err)
+	// This server led after the question came.
+	index := v.s.raft.CommitIndex()
+	if !v.s.confirmedBy(l, req) {
+		if index, err = v.s.sharedReadIndex(ctx); err != nil {
+			return nil, answerError(err)
+		}
 	}
-	v.s.link.spread(v.s.servers(), index)
+	v.s.link.spread(v.s.caller(req.MemberId), index)
 	return &pb.ReadIndexResponse{Index: index}, nil
 }
 

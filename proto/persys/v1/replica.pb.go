@@ -79,8 +79,10 @@ func (ChangeMemberRequest_Change) EnumDescriptor() ([]byte, []int) {
 }
 
 type ProposeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Txns          []*Txn                 `protobuf:"bytes,1,rep,name=txns,proto3" json:"txns,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Txns  []*Txn                 `protobuf:"bytes,1,rep,name=txns,proto3" json:"txns,omitempty"`
+	// The raft server id of the caller, who is told of the commit at once.
+	MemberId      string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +122,13 @@ func (x *ProposeRequest) GetTxns() []*Txn {
 		return x.Txns
 	}
 	return nil
+}
+
+func (x *ProposeRequest) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
 }
 
 type ProposeResponse struct {
@@ -177,7 +186,11 @@ func (x *ProposeResponse) GetIndex() uint64 {
 }
 
 type ReadIndexRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The raft server id of the caller, and its term at a moment after the reads were
+	// asked for: in that term it is itself one of those who confirm the leader.
+	MemberId      string `protobuf:"bytes,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	Term          uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -210,6 +223,20 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
 	return file_persys_v1_replica_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReadIndexRequest) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *ReadIndexRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
 }
 
 type ReadIndexResponse struct {
@@ -1242,13 +1269,16 @@ var File_persys_v1_replica_proto protoreflect.FileDescriptor
 
 const file_persys_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x17persys/v1/replica.proto\x12\tpersys.v1\x1a\x15persys/v1/agent.proto\x1a\x13persys/v1/api.proto\x1a\x18persys/v1/keyspace.proto\x1a\x15persys/v1/types.proto\"4\n" +
+	"\x17persys/v1/replica.proto\x12\tpersys.v1\x1a\x15persys/v1/agent.proto\x1a\x13persys/v1/api.proto\x1a\x18persys/v1/keyspace.proto\x1a\x15persys/v1/types.proto\"Q\n" +
 	"\x0eProposeRequest\x12\"\n" +
-	"\x04txns\x18\x01 \x03(\v2\x0e.persys.v1.TxnR\x04txns\"W\n" +
+	"\x04txns\x18\x01 \x03(\v2\x0e.persys.v1.TxnR\x04txns\x12\x1b\n" +
+	"\tmember_id\x18\x02 \x01(\tR\bmemberId\"W\n" +
 	"\x0fProposeResponse\x12.\n" +
 	"\aresults\x18\x01 \x03(\v2\x14.persys.v1.TxnResultR\aresults\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x12\n" +
-	"\x10ReadIndexRequest\")\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"C\n" +
+	"\x10ReadIndexRequest\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\tR\bmemberId\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\")\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"$\n" +
 	"\x10KeepAliveRequest\x12\x10\n" +
