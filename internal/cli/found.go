@@ -115,6 +115,7 @@ func (a *app) announce(ctx context.Context, c *client, config server.Config, nam
 	w := a.Stdout
 	fmt.Fprintf(w, "The cluster is up; this is server %s.\n\n", config.Name)
 	fmt.Fprintf(w, "  REST and metrics  %s\n  gRPC              %s\n  context           %q in %s\n", consoleURL(config), serverEndpoint(config), name, path)
+	fmt.Fprint(w, etcdLine(config))
 	for _, x := range []struct {
 		role pb.Role
 		what string
@@ -130,6 +131,15 @@ func (a *app) announce(ctx context.Context, c *client, config server.Config, nam
 	}
 	_, err = fmt.Fprintf(w, "\nEach line is for one machine, within %s; `persys token create` makes more.\n", span(defaultTokenTTL))
 	return err
+}
+
+// etcdLine says where etcd's clients find a port of their own; empty where there is
+// none.
+func etcdLine(c server.Config) string {
+	if c.Etcd.Listen == "" {
+		return ""
+	}
+	return fmt.Sprintf("  etcd              %s\n", c.Etcd.Listen)
 }
 
 func (a *app) devCommand() *cobra.Command {
@@ -207,13 +217,13 @@ func (a *app) announceDev(config server.Config, name string) error {
 
   REST and metrics  %s
   gRPC              %s
-
+%s
 Try, in another terminal:
 
   %s run --process --name hello -- sh -c 'while sleep 1; do date; done'
   %s logs hello -f
   %s get workloads
-`, consoleURL(config), serverEndpoint(config), persys, persys, persys)
+`, consoleURL(config), serverEndpoint(config), etcdLine(config), persys, persys, persys)
 	return err
 }
 

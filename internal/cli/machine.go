@@ -163,6 +163,14 @@ func portsFree(c server.Config, role pb.Role) error {
 	return nil
 }
 
+// etcdOnServer refuses a port that an agent would not open.
+func etcdOnServer(c server.Config, role pb.Role) error {
+	if role != pb.Role_ROLE_SERVER && c.Etcd.Listen != "" {
+		return usageErrorf("etcd_listen: only servers speak etcd, and this is to be an agent; leave it out")
+	}
+	return nil
+}
+
 func portFree(network, address string) error {
 	var err error
 	if network == "udp" {
@@ -212,6 +220,9 @@ func (a *app) runMachine(m *machine, role pb.Role) func(*cobra.Command, []string
 		if err != nil {
 			return err
 		}
+		if err := etcdOnServer(c, role); err != nil {
+			return err
+		}
 		c.Role = role
 		return ended(cmd.Context(), a.Node.Run(cmd.Context(), c))
 	}
@@ -242,6 +253,9 @@ already just starts.`,
 		}
 		config, err := m.complete()
 		if err != nil {
+			return err
+		}
+		if err := etcdOnServer(config, token.Role); err != nil {
 			return err
 		}
 		if err := portsFree(config, token.Role); err != nil {

@@ -197,6 +197,10 @@ func TestJoin(t *testing.T) {
 	if r.code != exitOK || r.errors != "n1 is an agent of cluster test\nstart it with: persys agent --data-dir "+common[3]+" --name n1\n" {
 		t.Errorf("%+v", r)
 	}
+	redeemed = ""
+	if r := u.types(append([]string{"join", token, "--etcd-listen", "127.0.0.1:2379"}, common...)...); r.code != exitUsage || !strings.Contains(r.errors, "only servers speak etcd") || redeemed != "" {
+		t.Errorf("%+v, redeemed %q", r, redeemed)
+	}
 	u.node.Join = func(context.Context, server.Config, string) (pb.Role, error) {
 		return 0, errors.New("the token has been used")
 	}
@@ -224,6 +228,15 @@ func TestServerReadsItsFile(t *testing.T) {
 			t.Errorf("%s: %+v %+v", command, r, made)
 		}
 	}
+	made = server.Config{}
+	u.env["PERSYS_ETCD_LISTEN"] = "127.0.0.1:2379"
+	if r := u.types("server", "-c", file, "--etcd-max-txn-ops", "500"); r.code != exitOK || made.Etcd.Listen != "127.0.0.1:2379" || made.Etcd.MaxTxnOps != 500 {
+		t.Errorf("%+v %+v", r, made)
+	}
+	if r := u.types("agent", "-c", file); r.code != exitUsage || !strings.Contains(r.errors, "only servers speak etcd") {
+		t.Errorf("%+v", r)
+	}
+	delete(u.env, "PERSYS_ETCD_LISTEN")
 	bad := writeFile(t, "name: s1\nport: 1\n")
 	if r := u.types("server", "-c", bad); r.code != exitUsage || !strings.Contains(r.errors, bad+`:2: unknown key "port"`) {
 		t.Errorf("%+v", r)
@@ -247,7 +260,11 @@ func TestDev(t *testing.T) {
 	f := &fakeCluster{nodes: []*pb.Node{{Id: "dev", State: pb.NodeState_READY}}, workloads: map[string]*pb.Workload{"web": web}}
 	u := newUser(t)
 	u.node = nodeOf(x, f, &made)
-	r := u.started("get workloads\n", append([]string{"dev"}, freePorts(t)...)...)
+	etcd := deadAddress(t)
+	r := u.started("get workloads\n", append([]string{"dev", "--etcd-listen", etcd}, freePorts(t)...)...)
+	if !strings.Contains(r.out, "etcd              "+etcd+"\n") {
+		t.Errorf("%+v", r)
+	}
 	if r.code != exitOK || !strings.Contains(r.out, "gRPC              127.0.0.1:"+strconv.Itoa(made.GRPCPort)) || !strings.Contains(r.out, "  persys get workloads\n") {
 		t.Errorf("%+v", r)
 	}
