@@ -27,7 +27,7 @@
 // # How it is kept
 //
 //	current   key → newest version          copy-on-write tree
-//	past      (key, revision) → older       copy-on-write tree
+//	past      key → older, youngest first   copy-on-write tree of chains
 //	leases    id → ttl                      copy-on-write tree
 //	attached  (lease, key)                  copy-on-write tree, follows from current
 //	history   changes in order              append-only, follows from current and past
@@ -67,8 +67,8 @@
 //
 // With n live keys, m matches and k versions in the interval:
 //
-//	put, delete of a key          O(log n), three allocations in a large batch
-//	compare or read of one key    O(log n), at old revisions too
+//	put, delete of a key          O(log n), four allocations in a large batch
+//	compare or read of one key    O(log n); at an old revision + its younger versions
 //	range, newest                 O(log n + m); with a limit, O(log² n + limit)
 //	range, old revision           O(log n + k)
 //	count, newest                 O(log² n)

@@ -17,6 +17,6 @@ func (v *View) HashKV(rev int64) (hash uint64, at int64, err error) {
 		}
 	}
 	v.s.current.Scan(func(_ string, one *version) bool { add(one); return true })
-	v.s.past.Scan(func(one *version) bool { add(one); return true })
+	v.s.past.scan(func(one *version) bool { add(one); return true })
 	return finish(fold(fold(hashKV, uint64(v.s.compacted)), sum)), at, nil
 }

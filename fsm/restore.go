@@ -251,7 +251,7 @@ func (b *builder) past(kv *pb.KeyValue, sub uint32) error {
 		return err
 	}
 	b.last = v
-	b.store.past.Load(v)
+	b.store.past.add(v)
 	return nil
 }
 

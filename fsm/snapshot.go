@@ -122,7 +122,7 @@ func (w *recordWriter) versions(s *state) {
 		return w.write(live)
 	})
 	past := &pb.SnapshotRecord{Record: &pb.SnapshotRecord_Past{Past: kv}}
-	s.past.Scan(func(v *version) bool {
+	s.past.scan(func(v *version) bool {
 		v.fill(kv, false)
 		past.Sub = v.sub
 		return w.write(past)

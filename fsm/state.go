@@ -26,7 +26,7 @@ type state struct {
 	// Live keys with their newest version.
 	current *btree.Map[string, *version]
 	// Versions that a later one replaced, and tombstones, by key and age.
-	past *btree.BTreeG[*version]
+	past past
 	// Time to live in seconds by lease id.
 	leases *btree.Map[int64, int64]
 	// Which live keys are attached to which lease; follows from current.
@@ -48,7 +48,7 @@ type state struct {
 func newState() state {
 	return state{
 		current:  btree.NewMap[string, *version](0),
-		past:     btree.NewBTreeGOptions((*version).before, btree.Options{NoLocks: true}),
+		past:     newPast(),
 		leases:   btree.NewMap[int64, int64](0),
 		attached: btree.NewBTreeGOptions(attachment.before, btree.Options{NoLocks: true}),
 		// As in etcd, the first change makes revision 2, and revision 0 can be
@@ -61,7 +61,7 @@ func newState() state {
 func (s *state) snapshot() state {
 	c := *s
 	c.current = s.current.Copy()
-	c.past = s.past.Copy()
+	c.past = s.past.snapshot()
 	c.leases = s.leases.Copy()
 	c.attached = s.attached.Copy()
 	return c
@@ -169,31 +169,21 @@ func (s *state) at(key string, rev int64) *version {
 	if v, ok := s.current.Get(key); ok && v.mod <= rev {
 		return v
 	}
-	var found *version
-	s.past.Descend(pivot(key, rev+1), func(v *version) bool {
-		if v.mod > rev && v.key() == key {
-			return true // the first change of revision rev+1 is the pivot's equal
-		}
-		if v.key() == key && !v.tombstone() {
-			found = v
-		}
-		return false
-	})
-	return found
+	return s.past.at(key, rev)
 }
 
 // versions yields all versions of the keys of the interval, tombstones
 // included, ordered by key and then by age, and whether they are live.
 func (s *state) versions(b bounds, yield func(v *version, live bool) bool) {
-	past, current := s.past.Iter(), s.current.Iter()
-	p := past.Seek(pivot(b.from, 0))
+	past, current := s.past.keys.Iter(), s.current.Iter()
+	p := past.Seek(b.from)
 	c := current.Seek(b.from)
 	for {
-		p = p && !b.beyond(past.Item().key())
+		p = p && !b.beyond(past.Key())
 		c = c && !b.beyond(current.Key())
 		switch {
-		case p && (!c || past.Item().key() <= current.Key()):
-			if !yield(past.Item(), false) {
+		case p && (!c || past.Key() <= current.Key()):
+			if !past.Value().ascend(func(v *version) bool { return yield(v, false) }) {
 				return
 			}
 			p = past.Next()

@@ -33,11 +33,6 @@ func newVersion(key string, value []byte) *version {
 	return &version{data: data, keyLen: uint32(len(key))}
 }
 
-// pivot is a version that only serves to find a place in the past tree.
-func pivot(key string, mod int64) *version {
-	return &version{data: unsafe.Slice(unsafe.StringData(key), len(key)), keyLen: uint32(len(key)), mod: mod}
-}
-
 // key shares the memory of the version.
 func (v *version) key() string { return viewString(v.data[:v.keyLen]) }
 

@@ -35,7 +35,7 @@ func (x *execution) put(p *pb.PutRequest) *pb.ResponseOp {
 	prev, replaced := s.current.Set(v.key(), v)
 	if replaced {
 		v.create, v.ver = prev.create, prev.ver+1
-		s.past.Set(prev)
+		s.past.add(prev)
 		if prev.lease != 0 && prev.lease != lease {
 			s.attached.Delete(attachment{prev.lease, key})
 		}
@@ -84,8 +84,8 @@ func (x *execution) delete(v *version) {
 	// With a key of its own, so that it does not keep the value alive.
 	grave := newVersion(v.key(), nil)
 	grave.mod, grave.sub = x.next()
-	s.past.Set(v)
-	s.past.Set(grave)
+	s.past.add(v)
+	s.past.add(grave)
 	s.sum += grave.hash()
 	s.bytes += int64(len(grave.data))
 	s.history.append(change{grave, v})
@@ -117,6 +117,7 @@ func (x *execution) revoke(id int64) {
 // what is forgotten, not on what is kept.
 func (s *Store) compact(rev int64) {
 	keep := s.history.end
+	seen := make(map[string]struct{})
 	for p := s.history.start; p < s.history.end; p++ {
 		c := s.history.at(p)
 		if c.cur.mod >= rev && keep == s.history.end {
@@ -125,20 +126,24 @@ func (s *Store) compact(rev int64) {
 		if c.cur.mod > rev {
 			break
 		}
-		if c.prev != nil && c.prev.mod < rev {
-			s.drop(c.prev)
-		}
-		if c.cur.tombstone() && c.cur.mod < rev {
-			s.drop(c.cur)
+		key := c.cur.key()
+		if _, done := seen[key]; !done && (c.prev != nil || c.cur.tombstone()) {
+			seen[key] = struct{}{}
+			s.forget(key, rev)
 		}
 	}
 	s.history.forget(keep)
 	s.compacted = rev
 }
 
-func (s *Store) drop(v *version) {
-	if _, ok := s.past.Delete(v); ok {
+// forget compacts one key.
+func (s *Store) forget(key string, rev int64) {
+	replaced := s.revision + 1 // never
+	if v, ok := s.current.Get(key); ok {
+		replaced = v.mod
+	}
+	s.past.forget(key, replaced, rev, func(v *version) {
 		s.sum -= v.hash()
 		s.bytes -= int64(len(v.data))
-	}
+	})
 }
