@@ -46,6 +46,9 @@ func (s *Server) Alarm(ctx context.Context, r *etcdpb.AlarmRequest) (*etcdpb.Ala
 	}
 	switch r.Action {
 	case etcdpb.AlarmRequest_GET:
+		if err := s.mustBeUser(ctx); err != nil {
+			return nil, err
+		}
 		return s.listAlarms(ctx, r.Alarm)
 	case etcdpb.AlarmRequest_ACTIVATE, etcdpb.AlarmRequest_DEACTIVATE:
 		if err := s.mustBeRoot(ctx); err != nil {

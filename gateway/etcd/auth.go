@@ -280,6 +280,18 @@ func (s *Server) mustBeRoot(ctx context.Context) error {
 	return err
 }
 
+// mustBeUser refuses who needs a user and is none.
+func (s *Server) mustBeUser(ctx context.Context) error {
+	who, err := s.auth.caller(ctx, s.store.View())
+	if err == nil && who.refused == nil {
+		return nil
+	}
+	if _, who, _, err = s.reader(ctx); err != nil {
+		return err
+	}
+	return who.refused
+}
+
 // mustBeRootHere is mustBeRoot for what concerns this replica alone, and has to work
 // while there is no leader. A refusal is only given on a linearizable view.
 func (s *Server) mustBeRootHere(ctx context.Context) error {

@@ -261,6 +261,35 @@ func TestAuthMatrix(t *testing.T) {
 	}
 }
 
+// What shows no keys needs a user all the same, and compaction needs root.
+func TestAuthBeyondKeys(t *testing.T) {
+	c := newCluster(t, 1, quick)
+	client, ctx := c.client(), within(t, patience)
+	addUser(t, client, "ann", "rw a z")
+	ok(t, errOf(client.Put(ctx, "a", "1")))
+	put, err := client.Put(ctx, "a", "2")
+	ok(t, err)
+	root := c.enableAuth(client)
+	ann, nobody, denied := c.as("ann"), rpctypes.ErrUserEmpty, rpctypes.ErrPermissionDenied
+	endpoint := c.endpoints()[0]
+	for _, test := range []struct {
+		what                    string
+		do                      func(*clientv3.Client) error
+		byNobody, byAnn, byRoot error
+	}{
+		{"member list", func(c *clientv3.Client) error { return errOf(c.MemberList(ctx)) }, nobody, nil, nil},
+		{"alarms", func(c *clientv3.Client) error { return errOf(c.AlarmList(ctx)) }, nobody, nil, nil},
+		{"status", func(c *clientv3.Client) error { return errOf(c.Status(ctx, endpoint)) }, nobody, nil, nil},
+		{"disarm", func(c *clientv3.Client) error { return errOf(c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: 1, Alarm: etcdpb.AlarmType_NOSPACE})) }, nobody, denied, nil},
+		{"hash", func(c *clientv3.Client) error { return errOf(c.HashKV(ctx, endpoint, 0)) }, nobody, denied, nil},
+		{"compaction", func(c *clientv3.Client) error { return errOf(c.Compact(ctx, put.Header.Revision)) }, nobody, denied, nil},
+	} {
+		wants(t, "nobody: "+test.what, test.do(client), test.byNobody)
+		wants(t, "ann: "+test.what, test.do(ann), test.byAnn)
+		wants(t, "root: "+test.what, test.do(root), test.byRoot)
+	}
+}
+
 // A permission is gone everywhere when taking it back was acknowledged, also on a
 // replica that has not heard of it yet.
 func TestRevokeIsEverywhere(t *testing.T) {

@@ -148,11 +148,15 @@ func (p *permission) op(op *pb.RequestOp) error {
 		return p.txn(op.RequestTxn)
 	case *pb.RequestOp_LeaseRevoke:
 		return p.lease(op.LeaseRevoke.GetId())
-	case *pb.RequestOp_LeaseGrant, *pb.RequestOp_Compact:
+	case *pb.RequestOp_LeaseGrant:
 		if p.viewer && p.refused == nil {
 			return rpctypes.ErrGRPCPermissionDenied
 		}
 		return p.refused
+	case *pb.RequestOp_Compact: // root's
+		if p.refused != nil {
+			return p.refused
+		}
 	}
 	return rpctypes.ErrGRPCPermissionDenied
 }

@@ -44,8 +44,14 @@ type Status struct {
 // is never 0, which stands for none.
 func ID(id string) uint64 { return max(1, xxhash.Sum64String(id)) }
 
-// MemberList lists the servers; on request as they surely are now.
+// MemberList lists the servers; on request as they surely are now. As JSON it needs no
+// user: Patroni up to 4.1 asks for it before it logs in.
 func (s *Server) MemberList(ctx context.Context, r *etcdpb.MemberListRequest) (*etcdpb.MemberListResponse, error) {
+	if !asJSON(ctx) {
+		if err := s.mustBeUser(ctx); err != nil {
+			return nil, err
+		}
+	}
 	v, members, err := s.members(ctx, r.Linearizable)
 	if err != nil {
 		return nil, err

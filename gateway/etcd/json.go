@@ -121,6 +121,16 @@ func withCaller(r *http.Request) context.Context {
 	return peer.NewContext(ctx, p)
 }
 
+// asJSON reports whether a call came as JSON.
+func asJSON(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	_, ok = p.Addr.(httpAddr)
+	return ok
+}
+
 func tlsInfo(state *tls.ConnectionState) credentials.TLSInfo {
 	return credentials.TLSInfo{State: *state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
 }

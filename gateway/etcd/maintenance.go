@@ -44,6 +44,9 @@ func (s *Server) newest(ctx context.Context) (*fsm.View, error) {
 // those of the keys and values of all versions that are kept, in memory; that is
 // what the quota is about, and there are no gaps in it.
 func (s *Server) Status(ctx context.Context, _ *etcdpb.StatusRequest) (*etcdpb.StatusResponse, error) {
+	if err := s.mustBeUser(ctx); err != nil {
+		return nil, err
+	}
 	v, members, err := s.members(ctx, false)
 	if err != nil {
 		return nil, err
