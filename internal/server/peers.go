@@ -21,6 +21,13 @@ import (
 // set of thousands of workloads fits.
 const maxMessage = 64 << 20
 
+// Bytes that may be under way to a receiver on one stream and on one connection. As
+// long as gRPC has to find that out itself, it sends a ping with each message.
+const (
+	streamWindow = 1 << 20
+	connWindow   = 4 << 20
+)
+
 // leaderWait is how long a call for the leader waits for there to be one.
 const leaderWait = 10 * time.Second
 
@@ -46,6 +53,7 @@ func (p *peers) dial(address string) (*grpc.ClientConn, error) {
 	c, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(p.creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithStaticStreamWindowSize(streamWindow), grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 2 * time.Second,

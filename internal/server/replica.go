@@ -233,6 +233,7 @@ func (r *replica) grpcServer() *grpc.Server {
 	s := grpc.NewServer(
 		grpc.Creds(pki.TransportCredentials()),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(10_000),
 		grpc.ChainUnaryInterceptor(gateway.UnaryInterceptor, r.etcd.UnaryInterceptor),
 		grpc.ChainStreamInterceptor(gateway.StreamInterceptor),
