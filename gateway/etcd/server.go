@@ -73,6 +73,9 @@ type Config struct {
 	// CertUser is the etcd user that a client certificate stands for; nil where
 	// certificates do not name users, "" where there is none.
 	CertUser func(ctx context.Context) string
+	// RequestTimeout bounds how long a call waits for the store; default 15 s, which is
+	// longer than the store looks for a leader.
+	RequestTimeout time.Duration
 	// WatchProgress is how often watchers that asked for it, and have no events, are
 	// told how far they are; default 10 min.
 	WatchProgress time.Duration
@@ -117,6 +120,9 @@ func New(c Config) *Server {
 	if c.QuotaBytes == 0 {
 		c.QuotaBytes = defaultQuotaBytes
 	}
+	if c.RequestTimeout == 0 {
+		c.RequestTimeout = 15 * time.Second
+	}
 	if c.WatchProgress == 0 {
 		c.WatchProgress = 10 * time.Minute
 	}
@@ -129,6 +135,7 @@ func New(c Config) *Server {
 	if c.BcryptCost == 0 {
 		c.BcryptCost = bcrypt.DefaultCost
 	}
+	c.Store = boundedStore{c.Store, c.RequestTimeout}
 	return &Server{store: c.Store, config: c, log: c.Logger, auth: newAuth(c), quota: newQuota(c.QuotaBytes)}
 }
 

@@ -1,0 +1,60 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// Whether something counts that a leader has proposed and nobody else has heard of,
+// turns out when it meets the others again. Nobody waits that long.
+func TestUndecidedWriteIsAnswered(t *testing.T) {
+	c := newCluster(t, 3, func(c *Config) { c.RequestTimeout = time.Second })
+	leader := c.leader()
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := leader.etcd.Put(context.Background(), &etcdpb.PutRequest{Key: []byte("a")}); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	for _, r := range c.replicas {
+		if r != leader {
+			r.kill()
+		}
+	}
+	select {
+	case err := <-ended:
+		wants(t, "a write", err, rpctypes.ErrGRPCTimeout)
+	case <-time.After(patience):
+		t.Fatal("a write waits for servers that do not come back")
+	}
+	_, err := leader.etcd.Range(context.Background(), &etcdpb.RangeRequest{Key: []byte("a")})
+	wants(t, "a read", err, rpctypes.ErrGRPCTimeout)
+}
+
+func TestBounded(t *testing.T) {
+	wait := func(ctx context.Context) (int, error) {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	_, err := bounded(context.Background(), time.Millisecond, wait)
+	wants(t, "a caller without patience of its own", err, rpctypes.ErrGRPCTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	_, err = bounded(ctx, time.Minute, wait)
+	wants(t, "a caller's deadline", err, context.DeadlineExceeded)
+	ctx, cancel = context.WithCancel(context.Background())
+	cancel()
+	_, err = bounded(ctx, time.Minute, wait)
+	wants(t, "a caller who has gone", err, context.Canceled)
+	own := errors.New("own")
+	_, err = bounded(context.Background(), time.Minute, func(context.Context) (int, error) { return 0, own })
+	wants(t, "an error of the store", err, own)
+}
