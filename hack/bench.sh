@@ -3,7 +3,8 @@
 # compare: take what is compared in one run.
 #
 #   hack/bench.sh            everything, about fifteen minutes
-#   hack/bench.sh fsm        one part: fsm, scheduler, raftstore, failover, idle
+#   hack/bench.sh fsm        one part: fsm, scheduler, raftstore, failover, idle,
+#                            etcd (beside Debian's, each load ROUNDS times for ROUND)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench() { go test -run '^$' -benchmem -timeout 30m "$@"; }
@@ -14,14 +15,15 @@ part() {
 	scheduler) bench -bench . ./scheduler ;;
 	raftstore) bench -bench . ./raftstore ;;
 	failover) bench -bench Failover -benchtime 20x ./chaos/procs ;;
+	etcd) go test -run BesideEtcd -v -timeout 2h ./chaos/procs -round "${ROUND:-1s}" -rounds "${ROUNDS:-2}" ;;
 	idle) go test -run IdleClusterWritesNothing -v ./chaos/procs -idle 60s ;;
 	*)
-		sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+		sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
 		exit 2
 		;;
 	esac
 }
 echo "$(nproc) cores, $(uname -r), $(go version)"
-for p in "${@:-fsm scheduler raftstore failover idle}"; do
+for p in "${@:-fsm scheduler raftstore failover idle etcd}"; do
 	for q in $p; do part "$q"; done
 done
