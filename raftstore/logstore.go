@@ -128,8 +128,8 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		return err
 	}
 	s.mu.Lock()
-	s.remember(logs)
 	s.durable = logs[len(logs)-1].Index
+	s.remember(logs)
 	s.mu.Unlock()
 	return nil
 }
@@ -251,7 +251,8 @@ func (s *logStore) await(cond func() bool) error {
 	}
 }
 
-// remember keeps entries in memory. s.mu is held.
+// remember keeps entries in memory, those that are not on disk in any case. s.mu is
+// held.
 func (s *logStore) remember(logs []*raft.Log) {
 	if n := len(s.recent); n > 0 && s.recent[n-1].Index+1 != logs[0].Index {
 		s.recent, s.bytes = nil, 0
@@ -259,7 +260,7 @@ func (s *logStore) remember(logs []*raft.Log) {
 	s.recent = append(s.recent, logs...)
 	s.bytes += dataBytes(logs)
 	drop := 0
-	for s.bytes > cacheBytes && drop < len(s.recent)-1 && (s.recent[drop].Index <= s.durable || !s.writing) {
+	for s.bytes > cacheBytes && drop < len(s.recent)-1 && s.recent[drop].Index <= s.durable {
 		s.bytes -= len(s.recent[drop].Data)
 		s.recent[drop] = nil
 		drop++

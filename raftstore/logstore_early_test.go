@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -143,4 +144,23 @@ func TestLogStoreWritesLater(t *testing.T) {
 	if len(stalls) != 2 || !stalls[0] || stalls[1] {
 		t.Errorf("the watchdog saw %v", stalls)
 	}
+}
+
+// Raft sends a snapshot to a follower where an entry is not found.
+func TestEntriesStayUntilTheyAreWritten(t *testing.T) {
+	disk := &failingLog{LogStore: raft.NewInmemStore(), failure: errors.New("no space")}
+	s := newTestLogStore(disk)
+	s.early = func([]*raft.Log) bool { return true }
+	large := strings.Repeat("x", cacheBytes/2+1)
+	if err := s.StoreLogs([]*raft.Log{testLog(1, large), testLog(2, large)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GetLog(1, new(raft.Log)); err != nil {
+		t.Errorf("an entry that is not written yet: %v", err)
+	}
+	disk.fail(nil)
+	if err := s.awaitWritten(); err != nil {
+		eventually(t, "written", s.awaitWritten)
+	}
+	s.close()
 }
