@@ -65,6 +65,7 @@ func (s *Store) remember(id []byte, result *pb.TxnResult) error {
 	if proto.Size(result) > MaxAnswer {
 		result = proto.CloneOf(result)
 		stripResponses(result.Response)
+		result.Partial = true
 	}
 	r, err := newRequest(id, result)
 	if err != nil {

@@ -81,6 +81,9 @@ func (s *Store) submitOne(ctx context.Context, c *call) (*pb.TxnResponse, error)
 	if r.Error != pb.TxnError_TXN_ERROR_NONE {
 		return nil, &fsm.Error{Code: r.Error, Message: r.Message}
 	}
+	if r.Partial {
+		return nil, fmt.Errorf("%w: it was carried out, but its answer was lost", ErrOutcomeUnknown)
+	}
 	return r.Response, nil
 }
 

@@ -479,3 +479,21 @@ func TestIdleClusterWritesNothing(t *testing.T) {
 		t.Errorf("an idle cluster wrote %d log entries", after-before)
 	}
 }
+
+// An answer that is too long to be remembered is not given without what was read.
+func TestRepeatedTransactionWithALongAnswer(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	leader := c.leader()
+	leader.mustPropose(put("long", strings.Repeat("x", fsm.MaxAnswer+1)))
+	read := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("long")}}}
+	txn := &pb.Txn{RequestId: []byte("id"), Success: []*pb.RequestOp{read, putOp("k", "v", 0)}}
+	if r := leader.mustPropose(txn).Responses[0].GetResponseRange(); len(r.Kvs) != 1 {
+		t.Errorf("at first: %d keys", len(r.Kvs))
+	}
+	if r, err := leader.Propose(within(t, patience), txn); !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("once more: %v, %v", r, err)
+	}
+	if v, _ := leader.View().Get("k"); v.GetVersion() != 1 {
+		t.Errorf("carried out %d times", v.GetVersion())
+	}
+}

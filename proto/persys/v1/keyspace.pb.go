@@ -1758,10 +1758,13 @@ func (x *TxnResponse) GetResponses() []*ResponseOp {
 
 // TxnResult is the answer to one transaction of an entry.
 type TxnResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Response      *TxnResponse           `protobuf:"bytes,1,opt,name=response,proto3" json:"response,omitempty"`
-	Error         TxnError               `protobuf:"varint,2,opt,name=error,proto3,enum=persys.v1.TxnError" json:"error,omitempty"`
-	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Response *TxnResponse           `protobuf:"bytes,1,opt,name=response,proto3" json:"response,omitempty"`
+	Error    TxnError               `protobuf:"varint,2,opt,name=error,proto3,enum=persys.v1.TxnError" json:"error,omitempty"`
+	Message  string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// What the transaction has read is missing: the answer was too long to be
+	// remembered whole. Only in the answer to a repeated request id.
+	Partial       bool `protobuf:"varint,4,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1815,6 +1818,13 @@ func (x *TxnResult) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *TxnResult) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
 }
 
 // Entry is what one raft log entry carries: a batch of transactions, each with
@@ -2437,11 +2447,12 @@ const file_persys_v1_keyspace_proto_rawDesc = "" +
 	"\vTxnResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x1c\n" +
 	"\tsucceeded\x18\x02 \x01(\bR\tsucceeded\x123\n" +
-	"\tresponses\x18\x03 \x03(\v2\x15.persys.v1.ResponseOpR\tresponses\"\x84\x01\n" +
+	"\tresponses\x18\x03 \x03(\v2\x15.persys.v1.ResponseOpR\tresponses\"\x9e\x01\n" +
 	"\tTxnResult\x122\n" +
 	"\bresponse\x18\x01 \x01(\v2\x16.persys.v1.TxnResponseR\bresponse\x12)\n" +
 	"\x05error\x18\x02 \x01(\x0e2\x13.persys.v1.TxnErrorR\x05error\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"v\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x18\n" +
+	"\apartial\x18\x04 \x01(\bR\apartial\"v\n" +
 	"\x05Entry\x12$\n" +
 	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\"\n" +
 	"\x04txns\x18\x02 \x03(\v2\x0e.persys.v1.TxnR\x04txns\x12#\n" +
