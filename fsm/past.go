@@ -28,7 +28,12 @@ func (p past) add(v *version) {
 // at is the youngest version of a key that is no younger than rev; nil where there
 // is none, or a tombstone.
 func (p past) at(key string, rev int64) *version {
-	for r, _ := p.keys.Get(key); r != nil; r = r.older {
+	r, _ := p.keys.Get(key)
+	return r.at(rev)
+}
+
+func (r *replaced) at(rev int64) *version {
+	for ; r != nil; r = r.older {
 		if r.v.mod <= rev {
 			if r.v.tombstone() {
 				return nil

@@ -82,8 +82,7 @@ func (s *Server) Hash(ctx context.Context, _ *etcdpb.HashRequest) (*etcdpb.HashR
 }
 
 // HashKV is that of all keys at a revision, the system's included. It is equal on
-// all replicas that are compacted at the same revision, which is a part of the
-// answer.
+// all replicas, wherever each of them is compacted.
 func (s *Server) HashKV(ctx context.Context, r *etcdpb.HashKVRequest) (*etcdpb.HashKVResponse, error) {
 	if err := s.mustBeRootHere(ctx); err != nil {
 		return nil, err
