@@ -142,6 +142,7 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 		group.Go(func() error { return etcdPort.run(serving) })
 	}
 	group.Go(func() error { return r.gossip.Run(serving) })
+	group.Go(func() error { return paceGC(serving) })
 	group.Go(func() error { return r.follow(serving) })
 	group.Go(func() error { return r.sessions.relay(serving, r.memberID, r.relayToLeader) })
 	group.Go(func() error { return r.stayEnrolled(serving) })
