@@ -213,8 +213,9 @@ func (a *auth) identified(ctx context.Context, st *authState, actor string, role
 		c.manages = true
 		return c, nil
 	case pb.Role_ROLE_OPERATOR:
+		c.limited = true
 	case pb.Role_ROLE_VIEWER:
-		c.viewer = true
+		c.limited, c.viewer = true, true
 	default:
 		return &caller{actor: actor, refused: rpctypes.ErrGRPCPermissionDenied, as: st}, nil
 	}
@@ -226,7 +227,7 @@ func (a *auth) identified(ctx context.Context, st *authState, actor string, role
 		return nil, err
 	}
 	bounded := *by
-	bounded.actor, bounded.manages, bounded.viewer = actor, false, c.viewer
+	bounded.actor, bounded.manages, bounded.limited, bounded.viewer = actor, false, true, c.viewer
 	return &bounded, nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -280,7 +281,9 @@ func TestAuthBeyondKeys(t *testing.T) {
 		{"member list", func(c *clientv3.Client) error { return errOf(c.MemberList(ctx)) }, nobody, nil, nil},
 		{"alarms", func(c *clientv3.Client) error { return errOf(c.AlarmList(ctx)) }, nobody, nil, nil},
 		{"status", func(c *clientv3.Client) error { return errOf(c.Status(ctx, endpoint)) }, nobody, nil, nil},
-		{"disarm", func(c *clientv3.Client) error { return errOf(c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: 1, Alarm: etcdpb.AlarmType_NOSPACE})) }, nobody, denied, nil},
+		{"disarm", func(c *clientv3.Client) error {
+			return errOf(c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: 1, Alarm: etcdpb.AlarmType_NOSPACE}))
+		}, nobody, denied, nil},
 		{"hash", func(c *clientv3.Client) error { return errOf(c.HashKV(ctx, endpoint, 0)) }, nobody, denied, nil},
 		{"compaction", func(c *clientv3.Client) error { return errOf(c.Compact(ctx, put.Header.Revision)) }, nobody, denied, nil},
 	} {
@@ -572,4 +575,69 @@ func TestCertificateUsers(t *testing.T) {
 	wants(t, "nobody", errOf(client.Get(within(t, patience), "a")), rpctypes.ErrUserEmpty)
 	wants(t, "root", errOf(client.UserList(is("root"))), nil)
 	wants(t, "through the JSON gateway", errOf(client.Get(metadata.AppendToOutgoingContext(is("ann"), "grpcgateway-accept", "*/*"), "a")), rpctypes.ErrUserEmpty)
+}
+
+// Tokens and certificates are for admins, whichever way one asks for them.
+func TestTokensAreForAdmins(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *Config) {
+		cfg.Identity = func(ctx context.Context) (string, pb.Role, bool) {
+			v := metadata.ValueFromIncomingContext(ctx, "test-role")
+			return strings.Join(v, ""), pb.Role(pb.Role_value[strings.Join(v, "")]), len(v) > 0
+		}
+	})
+	put := func(key string) {
+		c.must(&pb.Txn{Success: []*pb.RequestOp{model.Put(key, &pb.Token{Id: "t"}, 0)}})
+	}
+	keys := []string{"/nodes/n", "/tokens/t", "/certificates/a"}
+	for _, key := range keys {
+		put(key)
+	}
+	for role, want := range map[string]int{"": 3, "ROLE_ADMIN": 3, "ROLE_OPERATOR": 1, "ROLE_VIEWER": 1} {
+		client, ctx := c.client(), within(t, patience)
+		if role != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "test-role", role)
+		}
+		before := c.leader().store.View().Revision()
+		now := client.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+		<-now
+		for _, key := range keys {
+			put(key)
+		}
+		put("/nodes/last")
+		later := client.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(before+1))
+		for what, w := range map[string]clientv3.WatchChan{"now": now, "later": later} {
+			seen := map[string]bool{}
+			for !seen["/nodes/last"] {
+				answer, open := <-w
+				if !open || answer.Err() != nil {
+					t.Fatalf("%s: %v", role, answer.Err())
+				}
+				for _, e := range answer.Events {
+					seen[string(e.Kv.Key)] = true
+				}
+			}
+			if len(seen) != want+1 {
+				t.Errorf("%q watches, %s: %v", role, what, seen)
+			}
+		}
+		c.must(&pb.Txn{Success: []*pb.RequestOp{model.Delete("/nodes/last")}})
+		all, err := client.Get(ctx, "/", clientv3.WithPrefix(), clientv3.WithSerializable())
+		ok(t, err)
+		// One more is the epoch.
+		if len(all.Kvs) != want+1 || all.Count != int64(want+1) {
+			t.Errorf("%q sees %v of %d", role, all.Kvs, all.Count)
+		}
+		exists := clientv3.Compare(clientv3.Version("/tokens/t"), ">", 0)
+		one := clientv3.OpGet("/tokens/t")
+		for _, write := range []clientv3.Op{one, clientv3.OpPut("a", "")} {
+			if role == "ROLE_VIEWER" && write.IsPut() {
+				continue
+			}
+			answer, err := client.Txn(ctx).If(exists).Then(one, write).Else(one, write).Commit()
+			ok(t, err)
+			if n := len(answer.Responses[0].GetResponseRange().Kvs); answer.Succeeded != (want == 3) || n != want/3 {
+				t.Errorf("%q compares: %v, and finds %d", role, answer.Succeeded, n)
+			}
+		}
+	}
 }

@@ -20,6 +20,8 @@ type caller struct {
 	reads, writes grants
 	// viewer changes nothing, whatever else is granted.
 	viewer bool
+	// limited is not shown what is for admins.
+	limited bool
 	// manages users, members, alarms and the like.
 	manages bool
 	// as is the state that all this is of.
@@ -52,6 +54,14 @@ func (c *caller) mayAdminister() error {
 		return rpctypes.ErrGRPCPermissionDenied
 	}
 	return nil
+}
+
+// shown is up to whose keys the caller is shown them.
+func (c *caller) shown() owner {
+	if c.limited {
+		return system
+	}
+	return restricted
 }
 
 // mayRead refuses reading and watching [key, end), an end as in a range request.

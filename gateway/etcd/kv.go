@@ -16,35 +16,35 @@ func (s *Server) Range(ctx context.Context, r *etcdpb.RangeRequest) (*etcdpb.Ran
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	v, err := s.readable(ctx, r.Serializable, func(_ *fsm.View, who *caller) error { return who.mayRead(r.Key, r.RangeEnd) })
+	v, who, err := s.readable(ctx, r.Serializable, func(_ *fsm.View, who *caller) error { return who.mayRead(r.Key, r.RangeEnd) })
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	answer, err := rangeView(v, rangeRequest(r))
+	answer, err := rangeView(v, rangeRequest(r), who.shown())
 	if err != nil {
 		return nil, statusOf(err)
 	}
 	return rangeResponse(s.header(answer.Revision), answer), nil
 }
 
-// readable is a view that the caller may read. A refusal is only given on a
+// readable is a view that the caller may read, and the caller. A refusal is only given on a
 // linearizable one.
-func (s *Server) readable(ctx context.Context, serializable bool, may func(*fsm.View, *caller) error) (*fsm.View, error) {
+func (s *Server) readable(ctx context.Context, serializable bool, may func(*fsm.View, *caller) error) (*fsm.View, *caller, error) {
 	if serializable {
 		v := s.store.View()
 		if who, err := s.auth.caller(ctx, v); err == nil && may(v, who) == nil {
-			return v, nil
+			return v, who, nil
 		}
 	}
 	v, err := s.store.Linearizable(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	who, err := s.auth.caller(ctx, v)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return v, may(v, who)
+	return v, who, may(v, who)
 }
 
 // Put writes one key.
@@ -145,7 +145,7 @@ func (s *Server) readTxn(ctx context.Context, txn *pb.Txn, serializable bool) (*
 	if err := fsm.ValidateTxn(txn); err != nil {
 		return nil, err
 	}
-	v, err := s.readable(ctx, serializable, func(v *fsm.View, who *caller) error {
+	v, who, err := s.readable(ctx, serializable, func(v *fsm.View, who *caller) error {
 		_, err := who.may(v, txn) // what it may is as of v, and so is the answer
 		return err
 	})
@@ -153,16 +153,17 @@ func (s *Server) readTxn(ctx context.Context, txn *pb.Txn, serializable bool) (*
 		return nil, err
 	}
 	if touchesSystem(txn) {
-		return readShown(v, txn)
+		return readShown(v, txn, who.shown())
 	}
 	return v.Txn(txn)
 }
 
-// readShown is View.Txn on what is shown of the system's keys.
-func readShown(v *fsm.View, txn *pb.Txn) (*pb.TxnResponse, error) {
+// readShown is View.Txn on what is shown of the system's keys, up to those of an
+// owner.
+func readShown(v *fsm.View, txn *pb.Txn, shown owner) (*pb.TxnResponse, error) {
 	answer := &pb.TxnResponse{Revision: v.Revision(), Succeeded: true}
 	for _, c := range txn.Compare {
-		ok, err := holds(v, c)
+		ok, err := holds(v, c, shown)
 		if err != nil {
 			return nil, err
 		}
@@ -175,7 +176,7 @@ func readShown(v *fsm.View, txn *pb.Txn) (*pb.TxnResponse, error) {
 	for _, op := range ops {
 		var to pb.ResponseOp
 		if inner := op.GetRequestTxn(); inner != nil {
-			read, err := readShown(v, inner)
+			read, err := readShown(v, inner, shown)
 			if err != nil {
 				return nil, err
 			}
@@ -185,7 +186,7 @@ func readShown(v *fsm.View, txn *pb.Txn) (*pb.TxnResponse, error) {
 			if r.Revision < 0 && r.Revision < v.CompactRevision() {
 				return nil, rpctypes.ErrGRPCCompacted
 			}
-			read, err := rangeView(v, r)
+			read, err := rangeView(v, r, shown)
 			if err != nil {
 				return nil, err
 			}

@@ -21,12 +21,12 @@ func (s *Server) RangeStream(r *etcdpb.RangeRequest, stream grpc.ServerStreaming
 	if err := checkRange(r); err != nil {
 		return err
 	}
-	v, err := s.readable(stream.Context(), r.Serializable, func(_ *fsm.View, who *caller) error { return who.mayRead(r.Key, r.RangeEnd) })
+	v, who, err := s.readable(stream.Context(), r.Serializable, func(_ *fsm.View, who *caller) error { return who.mayRead(r.Key, r.RangeEnd) })
 	if err != nil {
 		return statusOf(err)
 	}
 	pieces := pieces{stream: stream, most: s.config.MaxRequestBytes}
-	last, err := pages(v, rangeRequest(r), pieces.add)
+	last, err := pages(v, rangeRequest(r), who.shown(), pieces.add)
 	if err != nil {
 		return statusOf(err)
 	}
@@ -35,12 +35,12 @@ func (s *Server) RangeStream(r *etcdpb.RangeRequest, stream grpc.ServerStreaming
 
 // pages reads a range page by page where that gives the same keys at no greater
 // cost, else at once. The answer that it returns is the whole one but for its keys.
-func pages(v *fsm.View, r *pb.RangeRequest, each func([]*pb.KeyValue) error) (*pb.RangeResponse, error) {
+func pages(v *fsm.View, r *pb.RangeRequest, shown owner, each func([]*pb.KeyValue) error) (*pb.RangeResponse, error) {
 	byKey := r.SortTarget == pb.RangeRequest_KEY && r.SortOrder != pb.RangeRequest_DESCEND
 	newest := r.Revision <= 0 || r.Revision == v.Revision()
 	filtered := r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 	if !byKey || !newest || filtered || r.CountOnly || len(r.RangeEnd) == 0 || touches(r.Key, r.RangeEnd) {
-		answer, err := rangeView(v, r)
+		answer, err := rangeView(v, r, shown)
 		if err != nil {
 			return nil, err
 		}
@@ -53,7 +53,7 @@ func pages(v *fsm.View, r *pb.RangeRequest, each func([]*pb.KeyValue) error) (*p
 		if r.Limit > 0 {
 			page.Limit = min(left, pageKeys)
 		}
-		answer, err := rangeView(v, page)
+		answer, err := rangeView(v, page, shown)
 		if err != nil {
 			return nil, err
 		}

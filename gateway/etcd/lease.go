@@ -155,7 +155,7 @@ func (s *Server) mayKeepAlive(ctx context.Context, v *fsm.View, ids []int64) err
 // LeaseTimeToLive tells how long a lease lasts if it is not kept alive; -1 where
 // there is none.
 func (s *Server) LeaseTimeToLive(ctx context.Context, r *etcdpb.LeaseTimeToLiveRequest) (*etcdpb.LeaseTimeToLiveResponse, error) {
-	v, err := s.readable(ctx, false, func(v *fsm.View, who *caller) error {
+	v, _, err := s.readable(ctx, false, func(v *fsm.View, who *caller) error {
 		if !r.Keys {
 			return who.refused
 		}
@@ -185,7 +185,7 @@ func (s *Server) LeaseTimeToLive(ctx context.Context, r *etcdpb.LeaseTimeToLiveR
 // LeaseLeases lists the clients' leases.
 func (s *Server) LeaseLeases(ctx context.Context, r *etcdpb.LeaseLeasesRequest) (*etcdpb.LeaseLeasesResponse, error) {
 	var leases []*etcdpb.LeaseStatus
-	v, err := s.readable(ctx, false, func(v *fsm.View, who *caller) error {
+	v, _, err := s.readable(ctx, false, func(v *fsm.View, who *caller) error {
 		if who.refused != nil {
 			return who.refused
 		}

@@ -16,6 +16,8 @@ const (
 	users owner = iota
 	// system keys are shown as documents and written through admission.
 	system
+	// restricted are system keys for admins, as in the REST API.
+	restricted
 	// hidden keys are the system's secrets: to clients they are not there.
 	hidden
 )
@@ -36,6 +38,9 @@ func layOut() []area {
 	var all []area
 	for _, p := range model.SystemPrefixes {
 		whole := area{[]byte(p), model.PrefixEnd(p), system}
+		if p == model.TokensPrefix || p == model.CertificatesPrefix {
+			whole.owner = restricted
+		}
 		if p != model.SystemPrefix {
 			all = append(all, whole)
 			continue
@@ -112,31 +117,29 @@ func cut(key, end []byte) []area {
 	return parts
 }
 
-// covers reports whether a range from key on concerns the owner's keys. One that
-// does not begin with "/", such as the whole keyspace, is about the users' alone:
-// so tools that list, copy or clear everything act on what is theirs.
-func covers(key []byte, o owner) bool {
-	return o == users || o == system && len(key) > 0 && key[0] == '/'
+// covers reports whether a range from key on concerns the owner's keys, for callers
+// to whom keys up to those of an owner are shown. One that does not begin with "/",
+// such as the whole keyspace, is about the users' alone: so tools that list, copy or
+// clear everything act on what is theirs.
+func covers(key []byte, o, shown owner) bool {
+	return o == users || o <= shown && len(key) > 0 && key[0] == '/'
 }
 
 // visible is the parts of a range that are shown, those that touch in one.
-func visible(key, end []byte) []area {
-	var shown []area
+func visible(key, end []byte, shown owner) []area {
+	var all []area
 	for _, part := range cut(key, end) {
-		last := len(shown) - 1
+		last := len(all) - 1
 		switch {
-		case !covers(key, part.owner):
-		case last >= 0 && bytes.Equal(shown[last].to, part.from):
-			shown[last] = area{shown[last].from, part.to, system}
+		case !covers(key, part.owner, shown):
+		case last >= 0 && bytes.Equal(all[last].to, part.from):
+			all[last] = area{all[last].from, part.to, system}
 		default:
-			shown = append(shown, part)
+			all = append(all, part)
 		}
 	}
-	return shown
+	return all
 }
-
-// sees reports whether a read or watch of [key, end) shows a key in it.
-func sees(key, end, one []byte) bool { return covers(key, ownerOf(one)) }
 
 // touchesSystem reports whether any part of the transaction may concern the
 // system's keys.

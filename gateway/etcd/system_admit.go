@@ -45,7 +45,7 @@ func lookAgain() *pb.RequestOp {
 
 // admit has model decide on what a client does to the system's keys.
 func (s *Server) admit(v *fsm.View, who *caller, txn *pb.Txn) (*admitted, error) {
-	a := &admission{v: v, actor: who.actor, writes: anyOp(txn.Success, opWrites) || anyOp(txn.Failure, opWrites), removed: map[string]bool{}}
+	a := &admission{v: v, actor: who.actor, shown: who.shown(), writes: anyOp(txn.Success, opWrites) || anyOp(txn.Failure, opWrites), removed: map[string]bool{}}
 	out, restore, err := a.txn(txn, true)
 	if err != nil {
 		return nil, err
@@ -66,6 +66,8 @@ func (s *Server) admit(v *fsm.View, who *caller, txn *pb.Txn) (*admitted, error)
 type admission struct {
 	v     *fsm.View
 	actor string
+	// shown is up to whose keys the caller is shown them.
+	shown owner
 	// writes: there is something in it that may be refused.
 	writes  bool
 	partial bool
@@ -153,7 +155,7 @@ func (a *admission) op(op *pb.RequestOp, live bool) (*pb.RequestOp, restore, err
 	}
 	switch r := op.Request.(type) {
 	case *pb.RequestOp_RequestRange:
-		out, back := readOp(r.RequestRange)
+		out, back := readOp(r.RequestRange, a.shown)
 		return out, back, nil
 	case *pb.RequestOp_RequestPut:
 		return a.put(r.RequestPut)
@@ -179,8 +181,8 @@ func nested(t *pb.Txn) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: t}}
 }
 
-func readOp(r *pb.RangeRequest) (*pb.RequestOp, restore) {
-	read := newReading(r)
+func readOp(r *pb.RangeRequest, shown owner) (*pb.RequestOp, restore) {
+	read := newReading(r, shown)
 	ops := make([]*pb.RequestOp, len(read.parts))
 	for i, part := range read.parts {
 		ops[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: part}}
@@ -265,7 +267,7 @@ func (a *admission) remove(d *pb.DeleteRangeRequest) (*pb.RequestOp, restore, er
 			own := &pb.DeleteRangeRequest{Key: part.from, RangeEnd: part.to, PrevKv: d.PrevKv}
 			r.ops = append(r.ops, &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: own}})
 			r.answers = append(r.answers, nil)
-		case !covers(d.Key, system):
+		case !covers(d.Key, system, system):
 		case part.owner == hidden:
 			return nil, nil, closed(string(part.from))
 		default:

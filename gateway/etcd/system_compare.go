@@ -12,21 +12,21 @@ import (
 // holds reports whether all compares do, on the keyspace as clients see it.
 func (a *admission) holds(compares []*pb.Compare) (bool, error) {
 	for _, c := range compares {
-		if ok, err := holds(a.v, c); !ok || err != nil {
+		if ok, err := holds(a.v, c, a.shown); !ok || err != nil {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-func holds(v *fsm.View, c *pb.Compare) (bool, error) {
+func holds(v *fsm.View, c *pb.Compare, shown owner) (bool, error) {
 	if len(c.RangeEnd) == 0 && ownerOf(c.Key) == users {
 		if kv, ok := v.Get(string(c.Key)); ok {
 			return compareVersion(c, kv), nil
 		}
 		return compareMissing(c), nil
 	}
-	found, err := rangeView(v, &pb.RangeRequest{Key: c.Key, RangeEnd: c.RangeEnd, KeysOnly: c.Target != pb.Compare_VALUE})
+	found, err := rangeView(v, &pb.RangeRequest{Key: c.Key, RangeEnd: c.RangeEnd, KeysOnly: c.Target != pb.Compare_VALUE}, shown)
 	if err != nil {
 		return false, err
 	}
@@ -80,7 +80,7 @@ func (a *admission) compare(c *pb.Compare) ([]*pb.Compare, error) {
 	}
 	parts := cut(c.Key, c.RangeEnd)
 	if c.Target != pb.Compare_VALUE {
-		parts = visible(c.Key, c.RangeEnd)
+		parts = visible(c.Key, c.RangeEnd, a.shown)
 	}
 	if len(parts) == 1 && c.Target != pb.Compare_VALUE {
 		return []*pb.Compare{narrowed(c, parts[0])}, nil
@@ -88,7 +88,7 @@ func (a *admission) compare(c *pb.Compare) ([]*pb.Compare, error) {
 	var out []*pb.Compare
 	some := false
 	for _, part := range parts {
-		if !covers(c.Key, part.owner) {
+		if !covers(c.Key, part.owner, a.shown) {
 			continue
 		}
 		found, err := a.v.Range(&pb.RangeRequest{Key: part.from, RangeEnd: part.to, Limit: 1, KeysOnly: true})
@@ -101,7 +101,7 @@ func (a *admission) compare(c *pb.Compare) ([]*pb.Compare, error) {
 		}
 		some = true
 		a.guard(existence(part, pb.Compare_GREATER))
-		if c.Target == pb.Compare_VALUE && part.owner == system {
+		if c.Target == pb.Compare_VALUE && part.owner != users {
 			ok, err := a.compareDocuments(c, part)
 			if err != nil {
 				return nil, err

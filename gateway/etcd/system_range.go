@@ -11,15 +11,16 @@ import (
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
-// rangeView answers a read with the system's keys shown as documents.
-func rangeView(v *fsm.View, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+// rangeView answers a read with the system's keys shown as documents, up to those of
+// an owner.
+func rangeView(v *fsm.View, r *pb.RangeRequest, shown owner) (*pb.RangeResponse, error) {
 	if !touches(r.Key, r.RangeEnd) {
 		return v.Range(r)
 	}
 	if err := fsm.ValidateRange(r); err != nil {
 		return nil, err
 	}
-	read := newReading(r)
+	read := newReading(r, shown)
 	answers := make([]*pb.RangeResponse, len(read.parts))
 	for i, part := range read.parts {
 		var err error
@@ -41,9 +42,9 @@ type reading struct {
 	nothing bool
 }
 
-func newReading(r *pb.RangeRequest) *reading {
+func newReading(r *pb.RangeRequest, shown owner) *reading {
 	read := &reading{asked: r}
-	spans := visible(r.Key, r.RangeEnd)
+	spans := visible(r.Key, r.RangeEnd, shown)
 	if len(spans) == 0 {
 		read.nothing = true
 		read.parts = []*pb.RangeRequest{{Key: r.Key, Revision: r.Revision, CountOnly: true}}
@@ -54,7 +55,7 @@ func newReading(r *pb.RangeRequest) *reading {
 		if len(r.RangeEnd) > 0 {
 			part.Key, part.RangeEnd = s.from, s.to
 		}
-		documents := r.SortTarget == pb.RangeRequest_VALUE && covers(r.Key, system)
+		documents := r.SortTarget == pb.RangeRequest_VALUE && covers(r.Key, system, shown)
 		if n := read.before(); read.sorts() && (n > 0 || documents) {
 			part.SortTarget, part.SortOrder, part.Limit = pb.RangeRequest_KEY, pb.RangeRequest_NONE, n
 		}

@@ -45,6 +45,9 @@ func randomStore(t *rapid.T) *fsm.Store {
 	return store
 }
 
+// anybody is a caller, to whom all keys or some are shown.
+func anybody(t *rapid.T) *caller { return &caller{limited: rapid.Bool().Draw(t, "limited")} }
+
 // interval is a key with a range end or none.
 func interval(t *rapid.T) (key, end []byte) {
 	key = []byte(rapid.SampledFrom(edges).Draw(t, "key"))
@@ -61,7 +64,7 @@ func interval(t *rapid.T) (key, end []byte) {
 }
 
 // shownIn is what a client sees in an interval, key by key: the definition.
-func shownIn(t *rapid.T, v *fsm.View, key, end []byte, revision int64) []*pb.KeyValue {
+func shownIn(t *rapid.T, v *fsm.View, who *caller, key, end []byte, revision int64) []*pb.KeyValue {
 	all, err := v.Range(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, Revision: revision})
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +75,7 @@ func shownIn(t *rapid.T, v *fsm.View, key, end []byte, revision int64) []*pb.Key
 		if len(end) > 0 {
 			is = bytes.Compare(kv.Key, key) >= 0 && (string(end) == "\x00" || bytes.Compare(kv.Key, end) < 0)
 		}
-		secret := strings.HasPrefix(string(kv.Key), "/system/auth/")
+		secret := strings.HasPrefix(string(kv.Key), "/system/auth/") || who.limited && strings.HasPrefix(string(kv.Key), "/tokens/")
 		if is && !secret && (key[0] == '/' || !model.IsSystemKey(string(kv.Key))) {
 			shown = append(shown, show(kv))
 		}
@@ -81,8 +84,8 @@ func shownIn(t *rapid.T, v *fsm.View, key, end []byte, revision int64) []*pb.Key
 }
 
 // naive answers a read out of that.
-func naive(t *rapid.T, v *fsm.View, r *pb.RangeRequest) *pb.RangeResponse {
-	kvs := shownIn(t, v, r.Key, r.RangeEnd, r.Revision)
+func naive(t *rapid.T, v *fsm.View, who *caller, r *pb.RangeRequest) *pb.RangeResponse {
+	kvs := shownIn(t, v, who, r.Key, r.RangeEnd, r.Revision)
 	out := &pb.RangeResponse{Revision: v.Revision(), Count: int64(len(kvs))}
 	if r.CountOnly {
 		return out
@@ -124,7 +127,7 @@ func naive(t *rapid.T, v *fsm.View, r *pb.RangeRequest) *pb.RangeResponse {
 
 func TestReadsAreThoseOfTheShownKeyspace(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		v := keyspace(t)
+		v, who := keyspace(t), anybody(t)
 		revision := func(name string) int64 { return rapid.SampledFrom([]int64{0, 0, 0, 2, 3, 5}).Draw(t, name) }
 		for range 10 {
 			r := &pb.RangeRequest{
@@ -137,20 +140,20 @@ func TestReadsAreThoseOfTheShownKeyspace(t *testing.T) {
 			}
 			r.Key, r.RangeEnd = interval(t)
 			asked := proto.CloneOf(r)
-			want := naive(t, v, r)
-			got, err := rangeView(v, r)
+			want := naive(t, v, who, r)
+			got, err := rangeView(v, r, who.shown())
 			if err != nil || !proto.Equal(got, want) || !proto.Equal(r, asked) {
 				t.Fatalf("%v:\ngot  %v, %v\nwant %v", asked, got, err, want)
 			}
-			got, err = inTxn(v, r)
+			got, err = inTxn(v, who, r)
 			if err != nil || !proto.Equal(got, want) {
 				t.Fatalf("in a transaction: %v:\ngot  %v, %v\nwant %v", asked, got, err, want)
 			}
 			for _, key := range edges {
 				_, ok := v.Get(key)
-				in := shownIn(t, v, r.Key, r.RangeEnd, 0)
+				in := shownIn(t, v, who, r.Key, r.RangeEnd, 0)
 				shown := slices.ContainsFunc(in, func(kv *pb.KeyValue) bool { return string(kv.Key) == key })
-				if ok && inside(key, r) && sees(r.Key, r.RangeEnd, []byte(key)) != shown {
+				if ok && inside(key, r) && covers(r.Key, ownerOf([]byte(key)), who.shown()) != shown {
 					t.Fatalf("%v: whether %q is seen", asked, key)
 				}
 			}
@@ -168,17 +171,17 @@ func TestDeletesAreThoseOfTheShownKeyspace(t *testing.T) {
 		if !touches(d.Key, d.RangeEnd) {
 			return
 		}
-		in := shownIn(t, v, d.Key, d.RangeEnd, 0)
+		in := shownIn(t, v, &caller{}, d.Key, d.RangeEnd, 0)
 		admitted, err := (&Server{}).admit(v, &caller{}, &pb.Txn{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: d}}}})
 		if err != nil {
 			secret := len(d.RangeEnd) > 0 && d.Key[0] == '/' && slices.ContainsFunc(cut(d.Key, d.RangeEnd), func(a area) bool { return a.owner == hidden })
-			if len(d.RangeEnd) > 0 && !secret && !slices.ContainsFunc(in, func(kv *pb.KeyValue) bool { return ownerOf(kv.Key) == system }) {
+			if len(d.RangeEnd) > 0 && !secret && !slices.ContainsFunc(in, func(kv *pb.KeyValue) bool { return ownerOf(kv.Key) != users }) {
 				t.Fatalf("%v: %v", d, err)
 			}
 			return
 		}
 		// Parts go when what they belong to is gone.
-		in = slices.DeleteFunc(in, func(kv *pb.KeyValue) bool { return ownerOf(kv.Key) == system && kindOf(string(kv.Key)).part })
+		in = slices.DeleteFunc(in, func(kv *pb.KeyValue) bool { return ownerOf(kv.Key) != users && kindOf(string(kv.Key)).part })
 		guarded, unwrap := guard(admitted.txn, admitted.guards)
 		results, _, err := store.Apply(100, &pb.Entry{FeatureLevel: fsm.FeatureLevel, Txns: []*pb.Txn{guarded}})
 		if err != nil || results[0].Error != pb.TxnError_TXN_ERROR_NONE {
@@ -192,7 +195,7 @@ func TestDeletesAreThoseOfTheShownKeyspace(t *testing.T) {
 		if !proto.Equal(answer, want) {
 			t.Fatalf("%v: %v, want %v", d, answer, want)
 		}
-		for _, kv := range shownIn(t, store.View(), []byte{0}, []byte{0}, 0) {
+		for _, kv := range shownIn(t, store.View(), &caller{}, []byte{0}, []byte{0}, 0) {
 			if inside(string(kv.Key), &pb.RangeRequest{Key: d.Key, RangeEnd: d.RangeEnd}) {
 				t.Fatalf("%v: %q is still there", d, kv.Key)
 			}
@@ -208,9 +211,9 @@ func inside(key string, r *pb.RangeRequest) bool {
 }
 
 // inTxn reads by way of admission.
-func inTxn(v *fsm.View, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+func inTxn(v *fsm.View, who *caller, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	txn := &pb.Txn{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: r}}}}
-	admitted, err := (&Server{}).admit(v, &caller{}, txn)
+	admitted, err := (&Server{}).admit(v, who, txn)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +226,7 @@ func inTxn(v *fsm.View, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 
 func TestComparesAreThoseOfTheShownKeyspace(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		v := keyspace(t)
+		v, who := keyspace(t), anybody(t)
 		for range 10 {
 			c := &pb.Compare{
 				Result: pb.Compare_Result(rapid.IntRange(0, 3).Draw(t, "result")),
@@ -231,7 +234,7 @@ func TestComparesAreThoseOfTheShownKeyspace(t *testing.T) {
 			}
 			number := rapid.Int64Range(0, 6).Draw(t, "number")
 			c.Key, c.RangeEnd = interval(t)
-			in := shownIn(t, v, c.Key, c.RangeEnd, 0)
+			in := shownIn(t, v, who, c.Key, c.RangeEnd, 0)
 			switch c.Target {
 			case pb.Compare_VERSION:
 				c.TargetUnion = &pb.Compare_Version{Version: number}
@@ -252,11 +255,11 @@ func TestComparesAreThoseOfTheShownKeyspace(t *testing.T) {
 			for _, kv := range in {
 				want = want && compareVersion(c, kv)
 			}
-			if got, err := holds(v, c); err != nil || got != want {
+			if got, err := holds(v, c, who.shown()); err != nil || got != want {
 				t.Fatalf("%v on the view: %v, %v", c, got, err)
 			}
 			otherwise := &pb.RangeRequest{Key: []byte("a")}
-			admitted, err := (&Server{}).admit(v, &caller{}, &pb.Txn{
+			admitted, err := (&Server{}).admit(v, who, &pb.Txn{
 				Compare: []*pb.Compare{c}, Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: otherwise}}},
 			})
 			if err != nil {

@@ -42,6 +42,7 @@ type watcher struct {
 
 	prev, fragment   bool
 	noPut, noDelete  bool
+	shown            owner // up to whose keys
 	progress, synced bool
 	// quiet: it had no event since it was last told of progress. Guarded by the hub, as
 	// is synced: it is in the hub's index.
@@ -59,7 +60,7 @@ type watcher struct {
 
 // wants reports whether the watcher is to get an event of its keys.
 func (w *watcher) wants(c *change) bool {
-	if c.revision() < w.from {
+	if c.revision() < w.from || !covers(w.key, ownerOf(c.event.Kv.Key), w.shown) {
 		return false
 	}
 	if c.event.Type == 0 {
@@ -185,14 +186,14 @@ func (st *watchStream) create(ctx context.Context, r *etcdpb.WatchCreateRequest)
 		r.Key = []byte{0}
 	}
 	v := st.server.store.View()
-	refused := st.permit(ctx, v, r)
+	who, refused := st.permit(ctx, v, r)
 	if refused != nil {
 		// Not before all that is known was looked at.
 		var err error
 		if v, err = st.server.store.Linearizable(ctx); err != nil {
 			return err
 		}
-		refused = st.permit(ctx, v, r)
+		who, refused = st.permit(ctx, v, r)
 	}
 	h := st.hub
 	h.mu.Lock()
@@ -211,7 +212,7 @@ func (st *watchStream) create(ctx context.Context, r *etcdpb.WatchCreateRequest)
 	case st.watchers[r.WatchId] != nil && r.WatchId != newWatcherID:
 		answer.CancelReason = reasonDuplicateID
 	default:
-		w := st.watcher(r)
+		w := st.watcher(r, who.shown())
 		answer.WatchId, answer.Canceled = w.id, false
 		st.push(delivery{response: answer, answers: true})
 		st.begin(w, now)
@@ -221,18 +222,18 @@ func (st *watchStream) create(ctx context.Context, r *etcdpb.WatchCreateRequest)
 	return nil
 }
 
-func (st *watchStream) permit(ctx context.Context, v *fsm.View, r *etcdpb.WatchCreateRequest) error {
+func (st *watchStream) permit(ctx context.Context, v *fsm.View, r *etcdpb.WatchCreateRequest) (*caller, error) {
 	who, err := st.server.auth.caller(ctx, v)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return who.mayRead(r.Key, r.RangeEnd)
+	return who, who.mayRead(r.Key, r.RangeEnd)
 }
 
 // watcher makes the watcher that is asked for. The hub is locked.
-func (st *watchStream) watcher(r *etcdpb.WatchCreateRequest) *watcher {
+func (st *watchStream) watcher(r *etcdpb.WatchCreateRequest, shown owner) *watcher {
 	w := &watcher{
-		stream: st, id: r.WatchId, key: r.Key, end: r.RangeEnd, from: r.StartRevision,
+		stream: st, id: r.WatchId, key: r.Key, end: r.RangeEnd, shown: shown, from: r.StartRevision,
 		prev: r.PrevKv, fragment: r.Fragment, progress: r.ProgressNotify, quiet: true,
 	}
 	for _, f := range r.Filters {

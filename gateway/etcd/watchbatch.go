@@ -70,7 +70,7 @@ func match(x *spanIndex, changes []change, limit int) (touched []*span, looked i
 		}
 		key, counted := c.event.Kv.Key, false
 		x.at(key, func(s *span) {
-			if !sees(s.key, s.end, key) {
+			if !covers(s.key, ownerOf(key), restricted) {
 				return
 			}
 			if len(s.hits) == 0 {
@@ -93,7 +93,7 @@ func (s *span) handOut(deliver func(*watcher, bundle)) {
 	for i := len(s.watchers) - 1; i >= 0; i-- {
 		w := s.watchers[i]
 		var b bundle
-		if w.from > s.hits[0].revision() || w.noPut || w.noDelete {
+		if w.from > s.hits[0].revision() || w.noPut || w.noDelete || w.shown < restricted {
 			b = bundleOf(s.hits, w.prev, w.wants)
 		} else {
 			which := &shared[0]
