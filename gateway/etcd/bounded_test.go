@@ -3,11 +3,14 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
 // Whether something counts that a leader has proposed and nobody else has heard of,
@@ -57,4 +60,53 @@ func TestBounded(t *testing.T) {
 	own := errors.New("own")
 	_, err = bounded(context.Background(), time.Minute, func(context.Context) (int, error) { return 0, own })
 	wants(t, "an error of the store", err, own)
+}
+
+// slowStore answers writes when it may.
+type slowStore struct {
+	Store
+	may chan struct{}
+}
+
+func (s slowStore) Propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, error) {
+	select {
+	case <-s.may:
+		return nil, rpctypes.ErrGRPCStopped
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Clients that do not wait for answers do not fill the memory.
+func TestWritesUnderWayAreBounded(t *testing.T) {
+	may := make(chan struct{})
+	c := newCluster(t, 1, func(c *Config) {
+		c.Store = slowStore{c.Store, may}
+		c.MaxRequestBytes = 8 << 20
+	})
+	server, ctx := c.leader().etcd, within(t, patience)
+	large := make([]byte, 7<<20)
+	put := func() error {
+		return errOf(server.Put(ctx, &etcdpb.PutRequest{Key: []byte("a"), Value: large}))
+	}
+	const fit = maxUnderWay / (7 << 20) // transactions
+	ended := make(chan error, fit)
+	for range fit {
+		go func() { ended <- put() }()
+	}
+	eventually(t, "all are under way", func() error {
+		if n := server.underWay.Load(); n < fit*int64(len(large)) {
+			return fmt.Errorf("%d bytes", n)
+		}
+		return nil
+	})
+	wants(t, "one more", put(), rpctypes.ErrGRPCRequestTooManyRequests)
+	close(may)
+	for range fit {
+		wants(t, "a write", <-ended, rpctypes.ErrGRPCStopped)
+	}
+	wants(t, "a later one", put(), rpctypes.ErrGRPCStopped)
+	if n := server.underWay.Load(); n != 0 {
+		t.Errorf("%d bytes are left", n)
+	}
 }

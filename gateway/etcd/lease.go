@@ -1,11 +1,13 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -182,13 +184,14 @@ func (s *Server) LeaseTimeToLive(ctx context.Context, r *etcdpb.LeaseTimeToLiveR
 	return answer, nil
 }
 
-// LeaseLeases lists the clients' leases.
+// LeaseLeases lists the clients' leases, those that end first before the others.
 func (s *Server) LeaseLeases(ctx context.Context, r *etcdpb.LeaseLeasesRequest) (*etcdpb.LeaseLeasesResponse, error) {
-	var leases []*etcdpb.LeaseStatus
+	var ids []int64
 	v, _, err := s.readable(ctx, false, func(v *fsm.View, who *caller) error {
 		if who.refused != nil {
 			return who.refused
 		}
+		ids = ids[:0]
 		for l := range v.Leases() {
 			if leaseOfSystem(v, l.Id) {
 				continue
@@ -196,14 +199,39 @@ func (s *Server) LeaseLeases(ctx context.Context, r *etcdpb.LeaseLeasesRequest) 
 			if err := who.mayReadLease(v, l.Id); err != nil {
 				return err
 			}
-			leases = append(leases, &etcdpb.LeaseStatus{ID: l.Id})
+			ids = append(ids, l.Id)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &etcdpb.LeaseLeasesResponse{Header: s.header(v.Revision()), Leases: leases}, nil
+	answer := &etcdpb.LeaseLeasesResponse{Header: s.header(v.Revision())}
+	for _, id := range s.byEnd(ctx, ids) {
+		answer.Leases = append(answer.Leases, &etcdpb.LeaseStatus{ID: id})
+	}
+	return answer, nil
+}
+
+// byEnd orders leases by when they end, if that can be told.
+func (s *Server) byEnd(ctx context.Context, ids []int64) []int64 {
+	if len(ids) < 2 {
+		return ids
+	}
+	left, err := s.store.LeaseTimes(ctx, ids...)
+	if err != nil {
+		return ids
+	}
+	order := make([]int, len(ids))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(left[a], left[b]) })
+	sorted := make([]int64, len(ids))
+	for i, at := range order {
+		sorted[i] = ids[at]
+	}
+	return sorted
 }
 
 // mayAttach refuses putting keys on leases that are none of the clients'. v is nil

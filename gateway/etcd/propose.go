@@ -3,8 +3,10 @@ package etcd
 import (
 	"context"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -13,6 +15,10 @@ import (
 // maxAttempts bounds how often a transaction is looked at anew because what it was
 // admitted on has changed. Each failure is another's success, so few are needed.
 const maxAttempts = 8
+
+// maxUnderWay bounds the transactions, in bytes together, that a replica has taken
+// and not carried out, as while there is no leader.
+const maxUnderWay = 256 << 20
 
 // propose carries out a client's transaction: what the caller may not do is
 // refused, what touches the system's keys goes through admission, and both hold
@@ -23,6 +29,11 @@ const maxAttempts = 8
 func (s *Server) propose(ctx context.Context, txn *pb.Txn) (*pb.TxnResponse, error) {
 	if err := fsm.ValidateTxn(txn); err != nil {
 		return nil, statusOf(err)
+	}
+	size := int64(proto.Size(txn))
+	defer s.underWay.Add(-size)
+	if s.underWay.Add(size) > maxUnderWay {
+		return nil, rpctypes.ErrGRPCRequestTooManyRequests
 	}
 	var v *fsm.View
 	for range maxAttempts {

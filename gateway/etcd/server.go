@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	etcdpb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -104,6 +105,8 @@ type Server struct {
 	log    *slog.Logger
 	auth   *auth
 	quota  *quota
+	// underWay is the bytes of the transactions that are being carried out.
+	underWay atomic.Int64
 
 	watching sync.Mutex
 	hub      *watchHub // nil while nobody watches

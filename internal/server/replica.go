@@ -233,7 +233,7 @@ func (r *replica) expireLease(v *fsm.View, lease *pb.LeaseRecord) *pb.Txn {
 func (r *replica) grpcServer() *grpc.Server {
 	s := grpc.NewServer(
 		grpc.Creds(pki.TransportCredentials()),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(largestAnswer),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(10_000),
 		grpc.ChainUnaryInterceptor(gateway.UnaryInterceptor, r.etcd.UnaryInterceptor),
