@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -23,8 +21,6 @@ type call struct {
 	size    int
 	// Only this replica may propose it, and only as the leader.
 	here bool
-	// The replica where it is waited for; empty for this one.
-	from []raft.Server
 	// When it was queued first.
 	since time.Time
 	// It was sent to another replica, when machine.remembered was this; see

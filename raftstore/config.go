@@ -76,8 +76,8 @@ type Timing struct {
 	// LeaderLease: a leader that does not reach a majority for this long steps
 	// down. Default 3/4 of Heartbeat.
 	LeaderLease time.Duration
-	// Commit: followers of a quiet leader hear of the newest commit after this, up
-	// to twice of it, where nobody waits for it. Default 50 ms.
+	// Commit: followers of a quiet leader hear of the newest commit again after
+	// this, up to twice of it. Default 50 ms.
 	Commit time.Duration
 	// DiskStall: a leader whose write to its disk takes longer falls silent, so
 	// that another one is elected. Default 2 s.

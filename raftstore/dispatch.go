@@ -175,7 +175,7 @@ func (s *Store) forwardBatch(ctx context.Context, address string) {
 		<-s.forwardSlots
 		return
 	}
-	req := &pb.ProposeRequest{MemberId: s.cfg.ID}
+	req := &pb.ProposeRequest{}
 	for _, c := range calls {
 		s.identify(c)
 		req.Txns = append(req.Txns, c.txns...)

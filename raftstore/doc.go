@@ -33,8 +33,7 @@
 // none any more; it counts non-voters as well. Here only voters count, and only
 // messages sent after the read was asked for.
 //
-// A follower is told of a commit at once when somebody there waits for it
-// (link.go). Raft tells it with the next entries or after CommitTimeout, which
-// would make every write and every linearizable read through a follower of a quiet
-// cluster wait for tens of milliseconds.
+// Followers are told of a commit at once (link.go). Raft tells them with the next
+// entries or after CommitTimeout, which would make every write, linearizable read and
+// watch through a follower of a quiet cluster wait for tens of milliseconds.
 package raftstore

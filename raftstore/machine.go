@@ -30,8 +30,8 @@ type machine struct {
 	metrics *metrics
 	// Takes back the calls of a batch that was not applied, with the reason.
 	lost func(b *batch, err error)
-	// Tells the server that entries which it waits for are committed.
-	committed func(servers []raft.Server, index uint64)
+	// Is told that entries are committed before they are applied.
+	committed func(index uint64)
 
 	state   atomic.Pointer[fsm.Store]
 	applied atomic.Uint64
@@ -81,7 +81,7 @@ type waiter struct {
 }
 
 func newMachine(log *slog.Logger, m *metrics) *machine {
-	mc := &machine{log: log, metrics: m, halted: make(chan struct{}), pending: map[tag]*batch{}}
+	mc := &machine{log: log, metrics: m, halted: make(chan struct{}), pending: map[tag]*batch{}, committed: func(uint64) {}}
 	mc.state.Store(fsm.New())
 	mc.tail.reset(mc.view().Revision())
 	return mc
@@ -97,7 +97,7 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	if m.haltCause() != nil {
 		return answers
 	}
-	m.announce(logs)
+	m.committed(logs[len(logs)-1].Index)
 	start := time.Now()
 	txns := 0
 	var beside effects
@@ -136,24 +136,6 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	m.metrics.apply.Observe(time.Since(start).Seconds())
 	m.metrics.applied.Add(float64(txns))
 	return answers
-}
-
-// announce lets the replicas that wait for these entries apply them at the same time
-// as this one.
-func (m *machine) announce(logs []*raft.Log) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, l := range logs {
-		b := m.pending[tagOf(l)]
-		if b == nil {
-			continue
-		}
-		for _, c := range b.calls {
-			if len(c.from) > 0 {
-				m.committed(c.from, l.Index)
-			}
-		}
-	}
 }
 
 // memoryOf is the part of the fsm's memory of request ids that an answer takes,

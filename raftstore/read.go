@@ -122,6 +122,14 @@ func (s *Store) confirmedCommit(ctx context.Context, l *leadership) (uint64, err
 	return commit, nil
 }
 
+// announce has the followers apply, and their watchers and callers see, what is
+// committed at the same time as this replica, if it leads.
+func (s *Store) announce(index uint64) {
+	if s.isStarted() && s.leads() {
+		s.link.spread(s.servers(), index)
+	}
+}
+
 // confirmedBy reports whether a question from another replica confirms by itself that
 // this one leads. The caller was in the leader's term after the reads were asked for,
 // and this server is still: neither had voted for a newer leader by then. If the two

@@ -76,7 +76,7 @@ func (s *Store) startRaft() error {
 		return member && s.raft.State() == raft.Leader && s.raft.CurrentTerm() == term
 	}
 	s.link.durable = s.logs.awaitDurable
-	s.machine.committed = s.link.spread
+	s.machine.committed = s.announce
 	if err := s.logs.open(); err != nil {
 		return errors.Join(err, s.link.Close())
 	}

@@ -34,7 +34,6 @@ func (v service) Propose(ctx context.Context, req *pb.ProposeRequest) (*pb.Propo
 	}
 	c := newCall(ctx, req.Txns...)
 	c.here = true
-	c.from = s.caller(req.MemberId)
 	o, err := s.submit(ctx, c)
 	var not *notProposed
 	switch {

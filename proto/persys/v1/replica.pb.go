@@ -79,10 +79,8 @@ func (ChangeMemberRequest_Change) EnumDescriptor() ([]byte, []int) {
 }
 
 type ProposeRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Txns  []*Txn                 `protobuf:"bytes,1,rep,name=txns,proto3" json:"txns,omitempty"`
-	// The raft server id of the caller, who is told of the commit at once.
-	MemberId      string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Txns          []*Txn                 `protobuf:"bytes,1,rep,name=txns,proto3" json:"txns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -122,13 +120,6 @@ func (x *ProposeRequest) GetTxns() []*Txn {
 		return x.Txns
 	}
 	return nil
-}
-
-func (x *ProposeRequest) GetMemberId() string {
-	if x != nil {
-		return x.MemberId
-	}
-	return ""
 }
 
 type ProposeResponse struct {
@@ -1269,10 +1260,9 @@ var File_persys_v1_replica_proto protoreflect.FileDescriptor
 
 const file_persys_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x17persys/v1/replica.proto\x12\tpersys.v1\x1a\x15persys/v1/agent.proto\x1a\x13persys/v1/api.proto\x1a\x18persys/v1/keyspace.proto\x1a\x15persys/v1/types.proto\"Q\n" +
+	"\x17persys/v1/replica.proto\x12\tpersys.v1\x1a\x15persys/v1/agent.proto\x1a\x13persys/v1/api.proto\x1a\x18persys/v1/keyspace.proto\x1a\x15persys/v1/types.proto\"4\n" +
 	"\x0eProposeRequest\x12\"\n" +
-	"\x04txns\x18\x01 \x03(\v2\x0e.persys.v1.TxnR\x04txns\x12\x1b\n" +
-	"\tmember_id\x18\x02 \x01(\tR\bmemberId\"W\n" +
+	"\x04txns\x18\x01 \x03(\v2\x0e.persys.v1.TxnR\x04txns\"W\n" +
 	"\x0fProposeResponse\x12.\n" +
 	"\aresults\x18\x01 \x03(\v2\x14.persys.v1.TxnResultR\aresults\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"C\n" +
