@@ -86,11 +86,12 @@ func (m *machine) etcdFlags() {
 	f.IntVar(&c.MaxRequestBytes, "etcd-max-request-bytes", 0, "largest request of an etcd client (default 1572864)")
 	f.IntVar(&c.MaxTxnOps, "etcd-max-txn-ops", 0, "most operations in a transaction of an etcd client (default 128)")
 	f.IntVar(&c.MaxStreams, "etcd-max-streams", 0, "most calls that are open on one connection of an etcd client (default 10000)")
+	f.DurationVar(&c.WatchProgress, "etcd-watch-progress-notify-interval", 0, "how often watchers without events that ask for it are told how far they are (default 10m)")
 	f.Int64Var(&c.QuotaBytes, "etcd-quota-bytes", 0, "most bytes of keys and values, negative for no bound (default 8 GiB)")
 	f.StringVar(&c.AutoCompactionMode, "auto-compaction-mode", "", "what auto-compaction goes by: periodic or revision (default periodic)")
 	f.StringVar(&c.AutoCompactionRetention, "auto-compaction-retention", "", "how much of the past is kept: a `time` or a number of revisions; 0: all (default: 5m and 10000 revisions)")
 	settings(f, "etcd-quota-bytes", "auto-compaction-mode", "auto-compaction-retention", "etcd-listen", "etcd-cert-file", "etcd-key-file", "etcd-trusted-ca-file", "etcd-client-cert-auth",
-		"etcd-max-request-bytes", "etcd-max-txn-ops", "etcd-max-streams")
+		"etcd-max-request-bytes", "etcd-max-txn-ops", "etcd-max-streams", "etcd-watch-progress-notify-interval")
 }
 
 // agentFlag is for those that run a server.

@@ -31,7 +31,8 @@ func (r *replica) etcdConfig() etcd.Config {
 	return etcd.Config{
 		Store: etcdStore{r.store}, Cluster: etcd.ID(r.id.ClusterID), Member: etcd.ID(r.memberID),
 		Control: etcdControl{r}, MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, QuotaBytes: c.QuotaBytes,
-		Identity: etcdIdentity, CertUser: c.certUser, Logger: r.log.With("part", "etcd"),
+		WatchProgress: c.WatchProgress,
+		Identity:      etcdIdentity, CertUser: c.certUser, Logger: r.log.With("part", "etcd"),
 	}
 }
 

@@ -114,10 +114,10 @@ func TestEtcdConfig(t *testing.T) {
 		{Listen: "127.0.0.1:2379"}, {Listen: "localhost:2379"}, {Listen: "[::1]:2379"},
 		{Listen: ":2379", CertFile: cert, KeyFile: key},
 		{Listen: "db.example:2379", CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true},
-		{MaxRequestBytes: 1 << 20, MaxTxnOps: 1000, MaxStreams: 5, QuotaBytes: -1, AutoCompactionMode: "revision", AutoCompactionRetention: "1000"},
+		{WatchProgress: 5 * time.Second, MaxRequestBytes: 1 << 20, MaxTxnOps: 1000, MaxStreams: 5, QuotaBytes: -1, AutoCompactionMode: "revision", AutoCompactionRetention: "1000"},
 	} {
 		got, err := c.withDefaults()
-		if err != nil || got.MaxRequestBytes == 0 || got.MaxTxnOps == 0 || got.MaxStreams == 0 {
+		if err != nil || got.MaxRequestBytes == 0 || got.MaxTxnOps == 0 || got.MaxStreams == 0 || got.WatchProgress == 0 {
 			t.Errorf("%+v: %+v, %v", c, got, err)
 		}
 	}
@@ -126,6 +126,7 @@ func TestEtcdConfig(t *testing.T) {
 		":2379 is not loopback":                            {Listen: ":2379"},
 		"db.example:2379 is not loopback":                  {Listen: "db.example:2379"},
 		"192.0.2.1:2379 is not loopback: whoever":          {Listen: "192.0.2.1:2379"},
+		"allowed: from 100ms on":                           {WatchProgress: time.Millisecond},
 		"without a scheme":                                 {Listen: "http://127.0.0.1:2379"},
 		"such as 127.0.0.1:2379":                           {Listen: "127.0.0.1"},
 		`"x" is not a port`:                                {Listen: "127.0.0.1:x"},

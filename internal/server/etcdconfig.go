@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // EtcdConfig is how etcd's clients are served. They always are on the gRPC port,
@@ -32,6 +33,9 @@ type EtcdConfig struct {
 	MaxRequestBytes int `yaml:"etcd_max_request_bytes"`
 	MaxTxnOps       int `yaml:"etcd_max_txn_ops"`
 	MaxStreams      int `yaml:"etcd_max_streams"`
+	// WatchProgress is how often watchers that asked for it, and have no events, are
+	// told how far they are; at least 100 ms, default 10 min.
+	WatchProgress time.Duration `yaml:"etcd_watch_progress_notify_interval"`
 	// QuotaBytes bounds the keys and values that are kept; 0: 8 GiB, negative: not
 	// at all.
 	QuotaBytes int64 `yaml:"etcd_quota_bytes"`
@@ -46,6 +50,7 @@ const (
 	defaultMaxRequestBytes = 1.5 * 1024 * 1024
 	defaultMaxTxnOps       = 128
 	defaultMaxStreams      = 10_000
+	defaultWatchProgress   = 10 * time.Minute
 	// A transaction travels between servers in one message, with others.
 	mostRequestBytes = maxMessage / 4
 	mostTxnOps       = 100_000
@@ -68,6 +73,12 @@ func (c EtcdConfig) withDefaults() (EtcdConfig, error) {
 		if *n.value < 1 || *n.value > n.most {
 			return c, fmt.Errorf("%s: %d; allowed: 1 to %d", n.field, *n.value, n.most)
 		}
+	}
+	if c.WatchProgress == 0 {
+		c.WatchProgress = defaultWatchProgress
+	}
+	if c.WatchProgress < 100*time.Millisecond {
+		return c, fmt.Errorf("etcd_watch_progress_notify_interval: %s; allowed: from 100ms on", c.WatchProgress)
 	}
 	if _, err := retention(c.AutoCompactionMode, c.AutoCompactionRetention); err != nil {
 		return c, err
