@@ -9,6 +9,7 @@ LDFLAGS := -s -w -X github.com/persys-dev/persys/internal/server.Version=$(VERSI
 FUZZTIME ?= 20s
 TESTTIMEOUT ?= 15m
 SOAKCHECKS ?= 20000
+SOAKFAULTS ?= 1000
 PKGS ?= ./...
 
 .PHONY: help
@@ -45,8 +46,9 @@ test-short: ## Quick tests: no race detector, no end-to-end test
 	go test -short $(PKGS)
 
 .PHONY: soak
-soak: ## Compare with an etcd, over SOAKCHECKS sequences of requests
+soak: ## Compare with an etcd, over SOAKCHECKS sequences of requests; check histories over SOAKFAULTS faults
 	go test -timeout 12h ./gateway/etcd -run Differential -rapid.checks=$(SOAKCHECKS)
+	go test -timeout 12h ./chaos/procs -run EtcdHistory -faults=$(SOAKFAULTS)
 
 .PHONY: bench
 bench: ## Measure what docs/performance.md records

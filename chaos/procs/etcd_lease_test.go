@@ -1,7 +1,6 @@
 package procs
 
 import (
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -25,20 +24,7 @@ func TestLeasesWhileServersAreStopped(t *testing.T) {
 		t.Cleanup(func() { client.Close() })
 		clients[name] = client
 	}
-	leader := func() (name string) {
-		c.Eventually("a leader", soon, func() error {
-			for n, client := range clients {
-				status, err := client.Status(ctx, client.Endpoints()[0])
-				if err == nil && status.Leader == status.Header.MemberId {
-					name = n
-					return nil
-				}
-			}
-			return errors.New("nobody leads")
-		})
-		return name
-	}
-	first := leader()
+	first := c.leading(clients)
 	var follower *clientv3.Client
 	for name, client := range clients {
 		if name != first {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -54,6 +55,28 @@ func endpoints(servers map[string]*Process, port string) []string {
 		all = append(all, net.JoinHostPort(servers[name].IP, port))
 	}
 	return all
+}
+
+// leading is the server that leads by what it says itself; the clients are one for
+// each server.
+func (c *Cluster) leading(clients map[string]*clientv3.Client) (name string) {
+	c.t.Helper()
+	c.Eventually("a leader", soon, func() error {
+		term := uint64(0)
+		for n, client := range clients {
+			ctx, cancel := context.WithTimeout(c.t.Context(), short)
+			status, err := client.Status(ctx, client.Endpoints()[0])
+			cancel()
+			if err == nil && status.Leader == status.Header.MemberId && status.RaftTerm > term {
+				name, term = n, status.RaftTerm
+			}
+		}
+		if term == 0 {
+			return errors.New("nobody leads")
+		}
+		return nil
+	})
+	return name
 }
 
 // etcdctl is Debian's, with the flags of one way to connect.
