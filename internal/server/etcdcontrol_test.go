@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func TestEtcdMembership(t *testing.T) {
 				t.Errorf("%s: %v", h.config.Name, m)
 			}
 		}
-		if s := control.Status(); s.Leader != named(all, "s1").ID || s.Applied == 0 || s.Commit < s.Applied || s.Term == 0 || s.Errors != nil {
+		if s := control.Status(); s.Leader == 0 || s.Applied == 0 || s.Commit < s.Applied || s.Term == 0 || s.Errors != nil {
 			t.Errorf("%s: %+v", h.config.Name, s)
 		}
 	}
@@ -93,20 +94,31 @@ func TestEtcdMembership(t *testing.T) {
 	}
 
 	t.Log("the leader is moved, removed, and so is a follower")
-	if err := control.MoveLeader(t.Context(), named(all, "s3")); !errors.Is(err, rpctypes.ErrGRPCNotLeader) {
-		t.Errorf("moved by a follower: %v", err)
-	}
-	leader, _ := c.asEtcd(s1)
-	if err := leader.MoveLeader(t.Context(), named(all, "s3")); err != nil {
-		t.Fatal(err)
-	}
-	if s := leader.Status(); s.Leader != named(all, "s3").ID {
-		t.Errorf("%+v", s)
-	}
-	for _, name := range []string{"s3", "s4"} {
-		if err := control.RemoveMember(t.Context(), named(all, name)); err != nil {
-			t.Fatalf("%s: %v", name, err)
+	// On a busy machine another one may come to lead at any time.
+	c.eventually("s3 is made the leader, by the leader alone", func() error {
+		s3 := named(all, "s3")
+		var err error
+		for _, h := range []*testHost{s1, s2, s4} {
+			by, _ := c.asEtcd(h)
+			if by.Status().Leader == s3.ID {
+				return nil
+			}
+			leads := h.replica.Load().store.IsLeader()
+			moved := by.MoveLeader(t.Context(), s3)
+			if !leads && !errors.Is(moved, rpctypes.ErrGRPCNotLeader) && !h.replica.Load().store.IsLeader() {
+				t.Errorf("moved by %s, a follower: %v", h.config.Name, moved)
+			}
+			err = errors.Join(err, moved)
 		}
+		return cmp.Or(err, errors.New("not yet known to all"))
+	})
+	for _, name := range []string{"s3", "s4"} {
+		c.eventually(name+" is removed", func() error {
+			if err := control.RemoveMember(t.Context(), named(all, name)); !errors.Is(err, rpctypes.ErrGRPCMemberNotFound) {
+				return err
+			}
+			return nil
+		})
 		if err := control.RemoveMember(t.Context(), named(all, name)); !errors.Is(err, rpctypes.ErrGRPCMemberNotFound) {
 			t.Errorf("%s twice: %v", name, err)
 		}
