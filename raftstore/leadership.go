@@ -115,6 +115,7 @@ func (s *Store) handOver() {
 	if s.raft.State() != raft.Leader || s.voters() < 2 {
 		return
 	}
+	s.offer()
 	future := s.raft.LeadershipTransfer()
 	done := make(chan error, 1)
 	go func() { done <- future.Error() }()
@@ -129,6 +130,9 @@ func (s *Store) handOver() {
 		s.log.Warn("leadership was not handed over in time")
 	}
 }
+
+// offer is called before raft is told to hand leadership over.
+func (s *Store) offer() { s.offeredIn.Store(s.raft.CurrentTerm()) }
 
 // reign takes over and carries out the leader's duties until ctx ends.
 func (s *Store) reign(ctx context.Context, term uint64, lead func(context.Context, int64) error) error {

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/persys-dev/persys/fsm"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
@@ -390,5 +392,31 @@ func TestKeepAliveWithoutLeader(t *testing.T) {
 	}
 	if _, err := followers[1].Linearizable(context.Background()); !errors.Is(err, ErrNoLeader) {
 		t.Errorf("read: %v", err)
+	}
+}
+
+// Whom leadership is handed to is elected at once, while the others have just
+// followed the old leader: from then on that one must ask whether it leads.
+func TestLeaderThatHandsOverAsksBeforeItAnswers(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	old := c.leader()
+	l, ctx := old.leading.Load(), within(t, patience)
+	if err := old.TransferLeadership(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another leader", func() error {
+		if c.leader() == old {
+			return ErrNoLeader
+		}
+		return nil
+	})
+	var last time.Time
+	for _, r := range c.replicas {
+		if _, followed := old.link.progress(raft.ServerID(r.id()), l.term); followed.After(last) {
+			last = followed
+		}
+	}
+	if err := old.leadsFor(ctx, l, last.Add(time.Millisecond)); err == nil {
+		t.Error("it takes itself for the leader without asking")
 	}
 }

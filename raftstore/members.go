@@ -134,6 +134,7 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 // one that holds most of the log.
 func (s *Store) TransferLeadership(ctx context.Context, id string) error {
 	return s.change(ctx, "transfer leadership to", id, func(_ *leadership, servers []raft.Server) (raft.Future, error) {
+		s.offer()
 		if id == "" {
 			return s.raft.LeadershipTransfer(), nil
 		}
@@ -193,6 +194,7 @@ func (s *Store) stepAside(ctx context.Context, id string) error {
 	if id != s.cfg.ID {
 		return nil
 	}
+	s.offer()
 	if err := await(ctx, s.raft.LeadershipTransfer()); err != nil {
 		return fmt.Errorf("hand leadership over: %w", err)
 	}

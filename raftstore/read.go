@@ -178,10 +178,10 @@ func (s *Store) confirm(ctx context.Context, l *leadership, since time.Time) err
 
 // leadsFor makes sure that this replica leads: it is enough that a majority
 // followed within the last Timing.LeaderLease, since none of those votes for
-// another one before Timing.Heartbeat is over.
+// another one before Timing.Heartbeat is over; unless this one has told them to.
 func (s *Store) leadsFor(ctx context.Context, l *leadership, now time.Time) error {
 	since := now.Add(-s.cfg.Timing.LeaderLease)
-	if n, voters := s.link.followedSince(s.servers(), l.term, since); n > voters/2 {
+	if n, voters := s.link.followedSince(s.servers(), l.term, since); n > voters/2 && s.offeredIn.Load() != l.term {
 		return nil
 	}
 	return s.confirm(ctx, l, now)

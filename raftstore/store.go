@@ -47,6 +47,7 @@ type Store struct {
 	work    work
 
 	leading       atomic.Pointer[leadership]
+	offeredIn     atomic.Uint64 // term in which leadership was last offered to another
 	leaderChanged broadcast
 	stallChanged  chan struct{}
 }
