@@ -118,7 +118,7 @@ func (s *Server) Watch(g etcdpb.Watch_WatchServer) error {
 	defer st.hub.leave(st)
 	// It ends with the stream, which it may outlive by a moment.
 	go func() {
-		if err := st.receive(s.auth.pin(ctx)); err != nil {
+		if err := st.receive(ctx); err != nil {
 			st.fail(err)
 		}
 	}()
