@@ -318,7 +318,7 @@ func (st *watchStream) tick() {
 		return
 	}
 	for _, w := range st.watchers {
-		if w.progress && w.quiet && w.synced {
+		if w.progress && w.quiet && w.synced && !h.isBehind(w) {
 			st.push(h.progress(w.id, false))
 		}
 		w.quiet = true

@@ -362,6 +362,31 @@ func TestWatchProgress(t *testing.T) {
 	}
 }
 
+// A watcher from a revision to come is not told of progress before it: its client
+// knows of what was before from another replica.
+func TestWatchProgressDoesNotGoBack(t *testing.T) {
+	c := newCluster(t, 1, func(c *Config) { c.WatchProgress = 20 * time.Millisecond })
+	r := c.replicas[0]
+	start := r.write(putting("k", "0")) + 5
+	st := talkTo(t, within(t, patience), dial(t, r.endpoint))
+	st.create(&etcdpb.WatchCreateRequest{Key: []byte("quiet"), StartRevision: start, ProgressNotify: true, WatchId: 3})
+	st.send(asksProgress)
+	st.send(creating(&etcdpb.WatchCreateRequest{Key: []byte("other"), WatchId: 4}))
+	if answer := st.recv(); !answer.Created {
+		t.Fatalf("progress to before %d: %v", start, answer)
+	}
+	for r.store.View().Revision() < start-1 {
+		r.write(putting("k", "x"))
+	}
+	for asked, told := false, false; !asked || !told; {
+		answer := st.recv()
+		if answer.Header.Revision != start-1 {
+			t.Fatalf("progress to before %d: %v", start, answer)
+		}
+		asked, told = asked || answer.WatchId == -1, told || answer.WatchId == 3
+	}
+}
+
 // What was asked while a watcher is behind is answered when it is not, after its events.
 func TestWatchProgressComesAfterWhatIsOwed(t *testing.T) {
 	c := newCluster(t, 1, nil)

@@ -108,10 +108,15 @@ func (h *watchHub) end(w *watcher) {
 }
 
 // settle answers a request for progress as soon as that can be done: when all that
-// had happened by then was handed out, and nobody lags. h.mu is held.
+// had happened by then was handed out, and nobody lags or is ahead. h.mu is held.
 func (h *watchHub) settle(st *watchStream) {
 	if st.owed == 0 || st.lagging > 0 || h.revision < st.owed {
 		return
+	}
+	for _, w := range st.watchers {
+		if h.isBehind(w) {
+			return
+		}
 	}
 	st.owed = 0
 	delete(h.owing, st)
@@ -264,6 +269,10 @@ func (h *watchHub) rejoin(late *spanIndex, found []delivery) {
 		}
 	}
 }
+
+// isBehind reports whether the client of a watcher knows more than the hub, as one
+// does that comes from another replica. h.mu is held.
+func (h *watchHub) isBehind(w *watcher) bool { return h.revision < w.from-1 }
 
 // progress is the news that everything up to the hub's revision was sent to a
 // watcher, or to all of the stream. h.mu is held.
