@@ -20,7 +20,7 @@ import (
 	"github.com/persys-dev/persys/chaos/history"
 )
 
-var faults = flag.Int("faults", 4, "how many times servers are broken while etcd's clients are recorded")
+var faults = flag.Int("faults", 5, "how many times servers are broken while etcd's clients are recorded")
 
 const (
 	historyPrefix = "history/"
@@ -60,7 +60,9 @@ func TestEtcdHistoryUnderFaults(t *testing.T) {
 		draw := rand.New(rand.NewPCG(rand.Uint64(), uint64(i)))
 		running.Go(func() { r.work(ctx, client, draw, i) })
 	}
-	breaks := []func() string{r.leaderKilled, r.leaderStopped, r.allKilled, r.followerStopped, r.followerKilled}
+	breaks := []func() string{
+		r.leaderKilled, r.leaderStopped, r.leaderRemembers, r.followerRemembers, r.allKilled, r.followerStopped, r.followerKilled,
+	}
 	for n := range *faults {
 		r.round.Store(int64(n))
 		r.progress("all run")
@@ -84,11 +86,15 @@ func TestEtcdHistoryUnderFaults(t *testing.T) {
 	r.holds(t, history.Latest(seen))
 }
 
+func (r *recording) key(n int) string {
+	return fmt.Sprintf("%s%d/%d", historyPrefix, r.round.Load(), n)
+}
+
 // work asks through one server until ctx ends. Each value is written once.
 func (r *recording) work(ctx context.Context, client *history.Client, draw *rand.Rand, id int) {
 	revisions := map[string]int64{}
 	for n := 0; ctx.Err() == nil; n++ {
-		key := fmt.Sprintf("%s%d/%d", historyPrefix, r.round.Load(), draw.IntN(historyKeys))
+		key := r.key(draw.IntN(historyKeys))
 		value := fmt.Sprintf("%d.%d", id, n)
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), short)
 		var err error
@@ -248,6 +254,42 @@ func (r *recording) allKilled() string {
 	return "killed all"
 }
 
+func (r *recording) leaderRemembers() string {
+	leader := r.c.leading(r.clients)
+	return "killed all, and lost but for the leader what was written last: " + r.remembers(leader, leader)
+}
+
+func (r *recording) followerRemembers() string {
+	leader := r.c.leading(r.clients)
+	return "killed all, and lost but for a follower what was written last: " + r.remembers(leader, other(r.servers, r.servers[leader]).Name)
+}
+
+// remembers has the leader and one follower write, kills all and starts again one of
+// these two and the server that was stopped meanwhile: it must have all on disk.
+func (r *recording) remembers(leader, one string) string {
+	var stopped, lost string
+	for name := range r.servers {
+		switch {
+		case name == one:
+		case name == leader || lost == "" && one == leader && stopped != "":
+			lost = name
+		default:
+			stopped = name
+		}
+	}
+	r.servers[stopped].Pause()
+	r.progress(stopped + " is stopped")
+	for _, name := range []string{lost, one, stopped} {
+		r.servers[name].Kill()
+	}
+	r.servers[one].Start()
+	r.servers[stopped].Start()
+	r.progress(lost + " is lost")
+	r.servers[lost].Start()
+	r.mark()
+	return one
+}
+
 func (r *recording) follower() string {
 	return other(r.servers, r.servers[r.c.leading(r.clients)]).Name
 }
@@ -263,7 +305,19 @@ func (r *recording) kill(name string) string {
 func (r *recording) pause(name string) string {
 	r.servers[name].Pause()
 	r.progress(name + " is stopped")
+	// What is asked now it answers when it wakes.
+	var asked sync.WaitGroup
+	for n := range 4 * historyKeys {
+		client := r.recorder.Client(r.clients[name])
+		asked.Go(func() {
+			ctx, cancel := context.WithTimeout(r.c.t.Context(), soon)
+			defer cancel()
+			_, _ = client.Get(ctx, r.key(n%historyKeys))
+		})
+	}
+	r.progress(name + " is stopped")
 	r.servers[name].Resume()
 	r.mark()
+	asked.Wait()
 	return name
 }
