@@ -34,6 +34,7 @@ func (g *Gateway) Handler() http.Handler {
 	if g.config.Etcd != nil {
 		mux.Handle("/v3/", g.config.Etcd)
 		mux.Handle("/v3beta/", g.config.Etcd)
+		mux.Handle("/v3alpha/", g.config.Etcd)
 		mux.Handle("GET /version", g.config.Etcd)
 	}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { serveChecks(w, r, g.config.Live) })

@@ -27,6 +27,7 @@ func (s *Server) Handler(admit local.Admit, metrics http.Handler) (http.Handler,
 	mux := http.NewServeMux()
 	mux.Handle("/v3/", calls)
 	mux.Handle("/v3beta/", calls)
+	mux.Handle("/v3alpha/", calls)
 	mux.HandleFunc("GET /version", ServeVersion)
 	mux.HandleFunc("GET /health", s.serveHealth)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })

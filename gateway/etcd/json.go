@@ -76,8 +76,10 @@ func (s *Server) prepareJSON(w http.ResponseWriter, r *http.Request) (*http.Requ
 	ctx, fail := context.WithCancelCause(withCaller(r))
 	r = r.Clone(ctx)
 	// As etcd's clients of before 3.4 have it.
-	if rest, ok := strings.CutPrefix(r.URL.Path, "/v3beta/"); ok {
-		r.URL.Path, r.URL.RawPath = "/v3/"+rest, ""
+	for _, before := range []string{"/v3beta/", "/v3alpha/"} {
+		if rest, ok := strings.CutPrefix(r.URL.Path, before); ok {
+			r.URL.Path, r.URL.RawPath = "/v3/"+rest, ""
+		}
 	}
 	release := func() {}
 	if r.ProtoMajor == 1 && r.ContentLength < 0 {

@@ -82,6 +82,7 @@ func TestPatroniConversation(t *testing.T) {
 		{"/v3/kv/range", `{"key":"L3NlcnZpY2UvYi8=","range_end":"L3NlcnZpY2UvYjA=","serializable":true}`, 200,
 			`{"header":{"revision":"3"},"kvs":[{"key":"` + leader + `","create_revision":"3","mod_revision":"3","version":"1","value":"bTE=","lease":"` + lease + `"}],"count":"1"}`},
 		{"/v3beta/kv/range", `{"key":"` + leader + `"}`, 200, `"count":"1"}`},
+		{"/v3alpha/kv/range", `{"key":"` + leader + `"}`, 200, `"count":"1"}`},
 		{"/v3/kv/put", `{"key":"` + leader + `","value":"bTE=","lease":"12"}`, 404, `{"error":"etcdserver: requested lease not found","message":"etcdserver: requested lease not found","code":5}`},
 		{"/v3/kv/deleterange", `{"key":"` + leader + `"}`, 200, `{"header":{"revision":"4"},"deleted":"1"}`},
 		{"/v3/auth/authenticate", `{"name":"u","password":"p"}`, 400, `{"error":"etcdserver: authentication is not enabled","message":"etcdserver: authentication is not enabled","code":9}`},
