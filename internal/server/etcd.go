@@ -64,7 +64,7 @@ func (r *replica) newEtcdPort() (*etcdPort, error) {
 	if c.Listen == "" {
 		return nil, nil
 	}
-	p := &etcdPort{log: r.log.With("part", "etcd")}
+	p := &etcdPort{log: r.log.With("part", "etcd"), anybody: c.TrustedCAFile == ""}
 	var err error
 	if p.tls, err = c.tls(); err != nil {
 		return nil, err

@@ -338,3 +338,24 @@ func TestEtcdErrors(t *testing.T) {
 		}
 	}
 }
+
+// Who lets everybody in is told so.
+func TestEtcdPortAnnouncesHowOpenItIs(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for want, p := range map[string]etcdPort{
+		"WITHOUT ENCRYPTION": {anybody: true},
+		"WITHOUT ASKING":     {anybody: true, tls: &tls.Config{}},
+		"level=INFO":         {tls: &tls.Config{}},
+	} {
+		var out strings.Builder
+		p.listener, p.log = l, slog.New(slog.NewTextHandler(&out, nil))
+		p.announce()
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s: %s", want, out.String())
+		}
+	}
+}

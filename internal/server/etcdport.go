@@ -38,6 +38,7 @@ const (
 type etcdPort struct {
 	listener net.Listener
 	tls      *tls.Config // nil: plain
+	anybody  bool        // clients need no certificate
 	grpc     *grpc.Server
 	http     *http.Server
 	log      *slog.Logger
@@ -75,6 +76,9 @@ func (p *etcdPort) announce() {
 	case p == nil:
 	case p.tls == nil:
 		p.log.Warn("etcd's clients are served WITHOUT ENCRYPTION OR CERTIFICATES: every program and every user of this machine may read and change all keys and run workloads, unless etcd's auth is enabled",
+			"address", p.listener.Addr())
+	case p.anybody:
+		p.log.Warn("etcd's clients are served WITHOUT ASKING FOR CERTIFICATES: whoever reaches this address may read and change all keys and run workloads, unless etcd's auth is enabled",
 			"address", p.listener.Addr())
 	default:
 		p.log.Info("etcd's clients are served with TLS", "address", p.listener.Addr())
