@@ -10,7 +10,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
 )
 
 // loadKeys is how many keys the load touches; each has a value of loadValue bytes.
@@ -108,9 +107,7 @@ func connections(t testing.TB, endpoints []string, callers int) []*clientv3.Clie
 
 func connect(t testing.TB, endpoint string) *clientv3.Client {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{endpoint}, DialTimeout: soon, DialOptions: []grpc.DialOption{grpc.WithSharedWriteBuffer(true)},
-	})
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: soon})
 	if err != nil {
 		t.Fatal(err)
 	}
