@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -384,10 +385,18 @@ func (c *Cluster) apply(id, image string, replicas int) {
 // containers of this cluster that run, each with when it was started.
 func (c *Cluster) containers() map[string]string {
 	c.t.Helper()
-	ids := strings.Fields(docker(c.t, "ps", "-q", "--no-trunc", "--filter", "label=persys.cluster="+c.clusterID()))
+	list := func() []string {
+		return strings.Fields(docker(c.t, "ps", "-q", "--no-trunc", "--filter", "label=persys.cluster="+c.clusterID()))
+	}
 	started := map[string]string{}
-	for _, id := range ids {
-		started[id] = strings.TrimSpace(docker(c.t, "inspect", "-f", "{{.State.StartedAt}}", id))
+	for _, id := range list() {
+		out, err := exec.Command("docker", "inspect", "-f", "{{.State.StartedAt}}", id).Output()
+		switch {
+		case err == nil:
+			started[id] = strings.TrimSpace(string(out))
+		case slices.Contains(list(), id): // else it was removed meanwhile
+			c.t.Fatalf("docker inspect %s: %v", id, err)
+		}
 	}
 	return started
 }
