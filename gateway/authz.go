@@ -54,6 +54,12 @@ var access = map[string]callers{
 	pb.Workloads_ExplainWorkload_FullMethodName: mayRead,
 	pb.Workloads_WatchWorkloads_FullMethodName:  mayRead,
 	pb.Workloads_WorkloadLogs_FullMethodName:    mayRead,
+	// A plan says nothing that a reader could not find out, and changes nothing.
+	pb.Workloads_PlanWorkload_FullMethodName:     mayRead,
+	pb.Workloads_ListRevisions_FullMethodName:    mayRead,
+	pb.Workloads_RollbackWorkload_FullMethodName: mayOperate,
+	pb.Workloads_PromoteWorkload_FullMethodName:  mayOperate,
+	pb.Workloads_RunWorkload_FullMethodName:      mayOperate,
 
 	pb.Nodes_ListNodes_FullMethodName:    mayRead,
 	pb.Nodes_GetNode_FullMethodName:      mayRead,
@@ -61,6 +67,7 @@ var access = map[string]callers{
 	pb.Nodes_UncordonNode_FullMethodName: mayOperate,
 	pb.Nodes_DrainNode_FullMethodName:    mayOperate,
 	pb.Nodes_LabelNode_FullMethodName:    mayOperate,
+	pb.Nodes_TaintNode_FullMethodName:    mayOperate,
 	pb.Nodes_RemoveNode_FullMethodName:   mayOperate,
 
 	pb.Cluster_GetClusterSummary_FullMethodName:  mayRead,
@@ -69,6 +76,8 @@ var access = map[string]callers{
 	pb.Cluster_DemoteMember_FullMethodName:       mayAdminister,
 	pb.Cluster_RemoveMember_FullMethodName:       mayAdminister,
 	pb.Cluster_TransferLeadership_FullMethodName: mayAdminister,
+	pb.Cluster_GetSchedulerConfig_FullMethodName: mayRead,
+	pb.Cluster_SetSchedulerConfig_FullMethodName: mayAdminister,
 	pb.Cluster_CreateToken_FullMethodName:        mayAdminister,
 	pb.Cluster_ListTokens_FullMethodName:         mayAdminister,
 	pb.Cluster_RevokeToken_FullMethodName:        mayAdminister,

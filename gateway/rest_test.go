@@ -141,7 +141,7 @@ func TestProblems(t *testing.T) {
 	door("GET", "/v1/nodes?ready=true", "")
 	door("POST", "/v1/nodes/none/cordon", "")
 	door("POST", "/v1/nodes/none/uncordon", "")
-	door("POST", "/v1/nodes/n1/drain", `{"deadline": "1h"}`)
+	door("POST", "/v1/nodes/n1/drain", `{"delay": "1h"}`)
 	door("POST", "/v1/nodes/n1/labels", `{"set": {"a b": "c"}}`)
 	door("DELETE", "/v1/nodes/n1", "")
 	door("POST", "/v1/members/s9/promote", "")

@@ -54,6 +54,9 @@ func UncordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, err
 
 // DrainNode cordons and has the work moved elsewhere.
 func DrainNode(v Reader, req *pb.DrainNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	if req.Deadline != nil {
+		return nil, nil, invalid("deadline", "not supported by this version; allowed: leave it out")
+	}
 	return editNode(v, req.Id, m, drainEdit.message, drainEdit.edit)
 }
 

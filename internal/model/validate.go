@@ -56,6 +56,7 @@ func Validate(spec *pb.WorkloadSpec) error {
 		checkRange(&errs, "priority", *spec.Priority, 0, MaxPriority)
 	}
 	checkEnv(&errs, "env", spec.Env)
+	checkUnsupported(&errs, spec)
 	switch s := spec.Spec.(type) {
 	case *pb.WorkloadSpec_Container:
 		checkContainer(&errs, "container", s.Container)
@@ -63,6 +64,34 @@ func Validate(spec *pb.WorkloadSpec) error {
 		checkProcess(&errs, "process", s.Process)
 	}
 	return errs.err()
+}
+
+// checkUnsupported refuses what the contract has and this version does not do yet.
+func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
+	refuse := func(path string, given bool) {
+		if given {
+			errs.add(path, "not supported by this version; allowed: leave it out")
+		}
+	}
+	p, u, r := spec.Placement, spec.Update, spec.Resources
+	refuse("resources.devices", len(r.GetDevices()) > 0)
+	refuse("resources.storage", len(r.GetStorage()) > 0)
+	refuse("placement.pools", len(p.GetPools()) > 0)
+	refuse("placement.affinities", len(p.GetAffinities()) > 0)
+	refuse("placement.workload_affinities", len(p.GetWorkloadAffinities()) > 0)
+	refuse("placement.spread", len(p.GetSpread()) > 0)
+	refuse("placement.tolerations", len(p.GetTolerations()) > 0)
+	refuse("placement.max_per_node", p.GetMaxPerNode() != 0)
+	refuse("update.min_healthy", u.GetMinHealthy() != "")
+	refuse("update.max_surge", u.GetMaxSurge() != 0)
+	refuse("update.min_healthy_seconds", u != nil && u.MinHealthySeconds != nil)
+	refuse("update.healthy_deadline_seconds", u != nil && u.HealthyDeadlineSeconds != nil)
+	refuse("update.progress_deadline_seconds", u != nil && u.ProgressDeadlineSeconds != nil)
+	refuse("update.canary", u.GetCanary() != 0)
+	refuse("update.auto_promote", u.GetAutoPromote())
+	refuse("update.auto_rollback", u.GetAutoRollback())
+	refuse("preemption", spec.Preemption != nil)
+	refuse("schedule", spec.Schedule != nil)
 }
 
 // checkKnown refuses what this version does not know, which a newer client may

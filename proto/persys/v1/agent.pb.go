@@ -139,17 +139,22 @@ func (*AgentMessage_Status) isAgentMessage_Message() {}
 func (*AgentMessage_Refused) isAgentMessage_Message() {}
 
 type AgentHello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Capacity      *NodeCapacity          `protobuf:"bytes,5,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Runtimes      []*RuntimeInfo         `protobuf:"bytes,6,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
-	Address       string                 `protobuf:"bytes,7,opt,name=address,proto3" json:"address,omitempty"`
-	Os            string                 `protobuf:"bytes,8,opt,name=os,proto3" json:"os,omitempty"`
-	Arch          string                 `protobuf:"bytes,9,opt,name=arch,proto3" json:"arch,omitempty"`
-	Kernel        string                 `protobuf:"bytes,10,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	NodeId      string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Version     string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Capacity    *NodeCapacity          `protobuf:"bytes,5,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Runtimes    []*RuntimeInfo         `protobuf:"bytes,6,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
+	Address     string                 `protobuf:"bytes,7,opt,name=address,proto3" json:"address,omitempty"`
+	Os          string                 `protobuf:"bytes,8,opt,name=os,proto3" json:"os,omitempty"`
+	Arch        string                 `protobuf:"bytes,9,opt,name=arch,proto3" json:"arch,omitempty"`
+	Kernel      string                 `protobuf:"bytes,10,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// Empty: "default".
+	Pool          string         `protobuf:"bytes,11,opt,name=pool,proto3" json:"pool,omitempty"`
+	Taints        []*Taint       `protobuf:"bytes,12,rep,name=taints,proto3" json:"taints,omitempty"`
+	Devices       []*Device      `protobuf:"bytes,13,rep,name=devices,proto3" json:"devices,omitempty"`
+	StoragePools  []*StoragePool `protobuf:"bytes,14,rep,name=storage_pools,json=storagePools,proto3" json:"storage_pools,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +259,34 @@ func (x *AgentHello) GetKernel() string {
 	return ""
 }
 
+func (x *AgentHello) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *AgentHello) GetTaints() []*Taint {
+	if x != nil {
+		return x.Taints
+	}
+	return nil
+}
+
+func (x *AgentHello) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *AgentHello) GetStoragePools() []*StoragePool {
+	if x != nil {
+		return x.StoragePools
+	}
+	return nil
+}
+
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the agent, grows; the acknowledgement repeats it. The agent
@@ -329,7 +362,9 @@ type StatusReport struct {
 	Replicas        []*Replica `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	// Assignments that are gone from the node, for good: workload, replica and
 	// generation are set.
-	Removed       []*Replica `protobuf:"bytes,4,rep,name=removed,proto3" json:"removed,omitempty"`
+	Removed []*Replica `protobuf:"bytes,4,rep,name=removed,proto3" json:"removed,omitempty"`
+	// What was found to be otherwise than wanted, by nobody's order.
+	Drifts        []*Drift `protobuf:"bytes,6,rep,name=drifts,proto3" json:"drifts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -399,6 +434,82 @@ func (x *StatusReport) GetRemoved() []*Replica {
 	return nil
 }
 
+func (x *StatusReport) GetDrifts() []*Drift {
+	if x != nil {
+		return x.Drifts
+	}
+	return nil
+}
+
+type Drift struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	WorkloadId string                 `protobuf:"bytes,1,opt,name=workload_id,json=workloadId,proto3" json:"workload_id,omitempty"`
+	Replica    int32                  `protobuf:"varint,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Kind       DriftKind              `protobuf:"varint,3,opt,name=kind,proto3,enum=persys.v1.DriftKind" json:"kind,omitempty"`
+	// What was found and what is done about it.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drift) Reset() {
+	*x = Drift{}
+	mi := &file_persys_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drift) ProtoMessage() {}
+
+func (x *Drift) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drift.ProtoReflect.Descriptor instead.
+func (*Drift) Descriptor() ([]byte, []int) {
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Drift) GetWorkloadId() string {
+	if x != nil {
+		return x.WorkloadId
+	}
+	return ""
+}
+
+func (x *Drift) GetReplica() int32 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Drift) GetKind() DriftKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DriftKind_DRIFT_KIND_UNSPECIFIED
+}
+
+func (x *Drift) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type TunnelRefused struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StreamId      string                 `protobuf:"bytes,1,opt,name=stream_id,json=streamId,proto3" json:"stream_id,omitempty"`
@@ -409,7 +520,7 @@ type TunnelRefused struct {
 
 func (x *TunnelRefused) Reset() {
 	*x = TunnelRefused{}
-	mi := &file_persys_v1_agent_proto_msgTypes[4]
+	mi := &file_persys_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +532,7 @@ func (x *TunnelRefused) String() string {
 func (*TunnelRefused) ProtoMessage() {}
 
 func (x *TunnelRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[4]
+	mi := &file_persys_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +545,7 @@ func (x *TunnelRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRefused.ProtoReflect.Descriptor instead.
 func (*TunnelRefused) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TunnelRefused) GetStreamId() string {
@@ -467,7 +578,7 @@ type ServerMessage struct {
 
 func (x *ServerMessage) Reset() {
 	*x = ServerMessage{}
-	mi := &file_persys_v1_agent_proto_msgTypes[5]
+	mi := &file_persys_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +590,7 @@ func (x *ServerMessage) String() string {
 func (*ServerMessage) ProtoMessage() {}
 
 func (x *ServerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[5]
+	mi := &file_persys_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +603,7 @@ func (x *ServerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMessage.ProtoReflect.Descriptor instead.
 func (*ServerMessage) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ServerMessage) GetMessage() isServerMessage_Message {
@@ -594,7 +705,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_persys_v1_agent_proto_msgTypes[6]
+	mi := &file_persys_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +717,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[6]
+	mi := &file_persys_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +730,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Welcome) GetClusterId() string {
@@ -660,7 +771,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_persys_v1_agent_proto_msgTypes[7]
+	mi := &file_persys_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +783,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[7]
+	mi := &file_persys_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +796,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetSeq() uint64 {
@@ -717,7 +828,7 @@ type DesiredSet struct {
 
 func (x *DesiredSet) Reset() {
 	*x = DesiredSet{}
-	mi := &file_persys_v1_agent_proto_msgTypes[8]
+	mi := &file_persys_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +840,7 @@ func (x *DesiredSet) String() string {
 func (*DesiredSet) ProtoMessage() {}
 
 func (x *DesiredSet) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[8]
+	mi := &file_persys_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +853,7 @@ func (x *DesiredSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredSet.ProtoReflect.Descriptor instead.
 func (*DesiredSet) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DesiredSet) GetComplete() bool {
@@ -786,7 +897,7 @@ type ReplicaKey struct {
 
 func (x *ReplicaKey) Reset() {
 	*x = ReplicaKey{}
-	mi := &file_persys_v1_agent_proto_msgTypes[9]
+	mi := &file_persys_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +909,7 @@ func (x *ReplicaKey) String() string {
 func (*ReplicaKey) ProtoMessage() {}
 
 func (x *ReplicaKey) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[9]
+	mi := &file_persys_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +922,7 @@ func (x *ReplicaKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaKey.ProtoReflect.Descriptor instead.
 func (*ReplicaKey) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReplicaKey) GetWorkloadId() string {
@@ -846,7 +957,7 @@ type DesiredItem struct {
 
 func (x *DesiredItem) Reset() {
 	*x = DesiredItem{}
-	mi := &file_persys_v1_agent_proto_msgTypes[10]
+	mi := &file_persys_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +969,7 @@ func (x *DesiredItem) String() string {
 func (*DesiredItem) ProtoMessage() {}
 
 func (x *DesiredItem) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[10]
+	mi := &file_persys_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +982,7 @@ func (x *DesiredItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredItem.ProtoReflect.Descriptor instead.
 func (*DesiredItem) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DesiredItem) GetAssignment() *Assignment {
@@ -901,7 +1012,7 @@ type OpenTunnel struct {
 
 func (x *OpenTunnel) Reset() {
 	*x = OpenTunnel{}
-	mi := &file_persys_v1_agent_proto_msgTypes[11]
+	mi := &file_persys_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1024,7 @@ func (x *OpenTunnel) String() string {
 func (*OpenTunnel) ProtoMessage() {}
 
 func (x *OpenTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[11]
+	mi := &file_persys_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1037,7 @@ func (x *OpenTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenTunnel.ProtoReflect.Descriptor instead.
 func (*OpenTunnel) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OpenTunnel) GetStreamId() string {
@@ -976,7 +1087,7 @@ type TunnelFrame struct {
 
 func (x *TunnelFrame) Reset() {
 	*x = TunnelFrame{}
-	mi := &file_persys_v1_agent_proto_msgTypes[12]
+	mi := &file_persys_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1099,7 @@ func (x *TunnelFrame) String() string {
 func (*TunnelFrame) ProtoMessage() {}
 
 func (x *TunnelFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[12]
+	mi := &file_persys_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1112,7 @@ func (x *TunnelFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelFrame.ProtoReflect.Descriptor instead.
 func (*TunnelFrame) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TunnelFrame) GetStreamId() string {
@@ -1046,7 +1157,7 @@ type AgentState struct {
 
 func (x *AgentState) Reset() {
 	*x = AgentState{}
-	mi := &file_persys_v1_agent_proto_msgTypes[13]
+	mi := &file_persys_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1169,7 @@ func (x *AgentState) String() string {
 func (*AgentState) ProtoMessage() {}
 
 func (x *AgentState) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_agent_proto_msgTypes[13]
+	mi := &file_persys_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1182,7 @@ func (x *AgentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentState.ProtoReflect.Descriptor instead.
 func (*AgentState) Descriptor() ([]byte, []int) {
-	return file_persys_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_persys_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AgentState) GetClusterId() string {
@@ -1119,7 +1230,7 @@ const file_persys_v1_agent_proto_rawDesc = "" +
 	"\theartbeat\x18\x02 \x01(\v2\x14.persys.v1.HeartbeatH\x00R\theartbeat\x121\n" +
 	"\x06status\x18\x03 \x01(\v2\x17.persys.v1.StatusReportH\x00R\x06status\x124\n" +
 	"\arefused\x18\x04 \x01(\v2\x18.persys.v1.TunnelRefusedH\x00R\arefusedB\t\n" +
-	"\amessage\"\x96\x03\n" +
+	"\amessage\"\xbe\x04\n" +
 	"\n" +
 	"AgentHello\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
@@ -1132,20 +1243,31 @@ const file_persys_v1_agent_proto_rawDesc = "" +
 	"\x02os\x18\b \x01(\tR\x02os\x12\x12\n" +
 	"\x04arch\x18\t \x01(\tR\x04arch\x12\x16\n" +
 	"\x06kernel\x18\n" +
-	" \x01(\tR\x06kernel\x1a9\n" +
+	" \x01(\tR\x06kernel\x12\x12\n" +
+	"\x04pool\x18\v \x01(\tR\x04pool\x12(\n" +
+	"\x06taints\x18\f \x03(\v2\x10.persys.v1.TaintR\x06taints\x12+\n" +
+	"\adevices\x18\r \x03(\v2\x11.persys.v1.DeviceR\adevices\x12;\n" +
+	"\rstorage_pools\x18\x0e \x03(\v2\x16.persys.v1.StoragePoolR\fstoragePools\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"}\n" +
 	"\tHeartbeat\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12*\n" +
 	"\x05usage\x18\x02 \x01(\v2\x14.persys.v1.NodeUsageR\x05usage\x122\n" +
-	"\bruntimes\x18\x03 \x03(\v2\x16.persys.v1.RuntimeInfoR\bruntimes\"\xbd\x01\n" +
+	"\bruntimes\x18\x03 \x03(\v2\x16.persys.v1.RuntimeInfoR\bruntimes\"\xe7\x01\n" +
 	"\fStatusReport\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12)\n" +
 	"\x10desired_revision\x18\x05 \x01(\x03R\x0fdesiredRevision\x12.\n" +
 	"\breplicas\x18\x03 \x03(\v2\x12.persys.v1.ReplicaR\breplicas\x12,\n" +
-	"\aremoved\x18\x04 \x03(\v2\x12.persys.v1.ReplicaR\aremoved\"F\n" +
+	"\aremoved\x18\x04 \x03(\v2\x12.persys.v1.ReplicaR\aremoved\x12(\n" +
+	"\x06drifts\x18\x06 \x03(\v2\x10.persys.v1.DriftR\x06drifts\"\x86\x01\n" +
+	"\x05Drift\x12\x1f\n" +
+	"\vworkload_id\x18\x01 \x01(\tR\n" +
+	"workloadId\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\x05R\areplica\x12(\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x14.persys.v1.DriftKindR\x04kind\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"F\n" +
 	"\rTunnelRefused\x12\x1b\n" +
 	"\tstream_id\x18\x01 \x01(\tR\bstreamId\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\x92\x02\n" +
@@ -1219,67 +1341,77 @@ func file_persys_v1_agent_proto_rawDescGZIP() []byte {
 	return file_persys_v1_agent_proto_rawDescData
 }
 
-var file_persys_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_persys_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_persys_v1_agent_proto_goTypes = []any{
 	(*AgentMessage)(nil),          // 0: persys.v1.AgentMessage
 	(*AgentHello)(nil),            // 1: persys.v1.AgentHello
 	(*Heartbeat)(nil),             // 2: persys.v1.Heartbeat
 	(*StatusReport)(nil),          // 3: persys.v1.StatusReport
-	(*TunnelRefused)(nil),         // 4: persys.v1.TunnelRefused
-	(*ServerMessage)(nil),         // 5: persys.v1.ServerMessage
-	(*Welcome)(nil),               // 6: persys.v1.Welcome
-	(*Ack)(nil),                   // 7: persys.v1.Ack
-	(*DesiredSet)(nil),            // 8: persys.v1.DesiredSet
-	(*ReplicaKey)(nil),            // 9: persys.v1.ReplicaKey
-	(*DesiredItem)(nil),           // 10: persys.v1.DesiredItem
-	(*OpenTunnel)(nil),            // 11: persys.v1.OpenTunnel
-	(*TunnelFrame)(nil),           // 12: persys.v1.TunnelFrame
-	(*AgentState)(nil),            // 13: persys.v1.AgentState
-	nil,                           // 14: persys.v1.AgentHello.LabelsEntry
-	(*NodeCapacity)(nil),          // 15: persys.v1.NodeCapacity
-	(*RuntimeInfo)(nil),           // 16: persys.v1.RuntimeInfo
-	(*NodeUsage)(nil),             // 17: persys.v1.NodeUsage
-	(*Replica)(nil),               // 18: persys.v1.Replica
-	(*Assignment)(nil),            // 19: persys.v1.Assignment
-	(*WorkloadSpec)(nil),          // 20: persys.v1.WorkloadSpec
-	(*WorkloadLogsRequest)(nil),   // 21: persys.v1.WorkloadLogsRequest
-	(*LogChunk)(nil),              // 22: persys.v1.LogChunk
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*Drift)(nil),                 // 4: persys.v1.Drift
+	(*TunnelRefused)(nil),         // 5: persys.v1.TunnelRefused
+	(*ServerMessage)(nil),         // 6: persys.v1.ServerMessage
+	(*Welcome)(nil),               // 7: persys.v1.Welcome
+	(*Ack)(nil),                   // 8: persys.v1.Ack
+	(*DesiredSet)(nil),            // 9: persys.v1.DesiredSet
+	(*ReplicaKey)(nil),            // 10: persys.v1.ReplicaKey
+	(*DesiredItem)(nil),           // 11: persys.v1.DesiredItem
+	(*OpenTunnel)(nil),            // 12: persys.v1.OpenTunnel
+	(*TunnelFrame)(nil),           // 13: persys.v1.TunnelFrame
+	(*AgentState)(nil),            // 14: persys.v1.AgentState
+	nil,                           // 15: persys.v1.AgentHello.LabelsEntry
+	(*NodeCapacity)(nil),          // 16: persys.v1.NodeCapacity
+	(*RuntimeInfo)(nil),           // 17: persys.v1.RuntimeInfo
+	(*Taint)(nil),                 // 18: persys.v1.Taint
+	(*Device)(nil),                // 19: persys.v1.Device
+	(*StoragePool)(nil),           // 20: persys.v1.StoragePool
+	(*NodeUsage)(nil),             // 21: persys.v1.NodeUsage
+	(*Replica)(nil),               // 22: persys.v1.Replica
+	(DriftKind)(0),                // 23: persys.v1.DriftKind
+	(*Assignment)(nil),            // 24: persys.v1.Assignment
+	(*WorkloadSpec)(nil),          // 25: persys.v1.WorkloadSpec
+	(*WorkloadLogsRequest)(nil),   // 26: persys.v1.WorkloadLogsRequest
+	(*LogChunk)(nil),              // 27: persys.v1.LogChunk
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_persys_v1_agent_proto_depIdxs = []int32{
 	1,  // 0: persys.v1.AgentMessage.hello:type_name -> persys.v1.AgentHello
 	2,  // 1: persys.v1.AgentMessage.heartbeat:type_name -> persys.v1.Heartbeat
 	3,  // 2: persys.v1.AgentMessage.status:type_name -> persys.v1.StatusReport
-	4,  // 3: persys.v1.AgentMessage.refused:type_name -> persys.v1.TunnelRefused
-	14, // 4: persys.v1.AgentHello.labels:type_name -> persys.v1.AgentHello.LabelsEntry
-	15, // 5: persys.v1.AgentHello.capacity:type_name -> persys.v1.NodeCapacity
-	16, // 6: persys.v1.AgentHello.runtimes:type_name -> persys.v1.RuntimeInfo
-	17, // 7: persys.v1.Heartbeat.usage:type_name -> persys.v1.NodeUsage
-	16, // 8: persys.v1.Heartbeat.runtimes:type_name -> persys.v1.RuntimeInfo
-	18, // 9: persys.v1.StatusReport.replicas:type_name -> persys.v1.Replica
-	18, // 10: persys.v1.StatusReport.removed:type_name -> persys.v1.Replica
-	6,  // 11: persys.v1.ServerMessage.welcome:type_name -> persys.v1.Welcome
-	7,  // 12: persys.v1.ServerMessage.heartbeat_ack:type_name -> persys.v1.Ack
-	7,  // 13: persys.v1.ServerMessage.status_ack:type_name -> persys.v1.Ack
-	8,  // 14: persys.v1.ServerMessage.desired:type_name -> persys.v1.DesiredSet
-	11, // 15: persys.v1.ServerMessage.open:type_name -> persys.v1.OpenTunnel
-	10, // 16: persys.v1.DesiredSet.items:type_name -> persys.v1.DesiredItem
-	9,  // 17: persys.v1.DesiredSet.removed:type_name -> persys.v1.ReplicaKey
-	19, // 18: persys.v1.DesiredItem.assignment:type_name -> persys.v1.Assignment
-	20, // 19: persys.v1.DesiredItem.spec:type_name -> persys.v1.WorkloadSpec
-	21, // 20: persys.v1.OpenTunnel.logs:type_name -> persys.v1.WorkloadLogsRequest
-	22, // 21: persys.v1.TunnelFrame.log:type_name -> persys.v1.LogChunk
-	10, // 22: persys.v1.AgentState.items:type_name -> persys.v1.DesiredItem
-	23, // 23: persys.v1.AgentState.saved_at:type_name -> google.protobuf.Timestamp
-	0,  // 24: persys.v1.Agents.Session:input_type -> persys.v1.AgentMessage
-	12, // 25: persys.v1.Agents.Tunnel:input_type -> persys.v1.TunnelFrame
-	5,  // 26: persys.v1.Agents.Session:output_type -> persys.v1.ServerMessage
-	12, // 27: persys.v1.Agents.Tunnel:output_type -> persys.v1.TunnelFrame
-	26, // [26:28] is the sub-list for method output_type
-	24, // [24:26] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	5,  // 3: persys.v1.AgentMessage.refused:type_name -> persys.v1.TunnelRefused
+	15, // 4: persys.v1.AgentHello.labels:type_name -> persys.v1.AgentHello.LabelsEntry
+	16, // 5: persys.v1.AgentHello.capacity:type_name -> persys.v1.NodeCapacity
+	17, // 6: persys.v1.AgentHello.runtimes:type_name -> persys.v1.RuntimeInfo
+	18, // 7: persys.v1.AgentHello.taints:type_name -> persys.v1.Taint
+	19, // 8: persys.v1.AgentHello.devices:type_name -> persys.v1.Device
+	20, // 9: persys.v1.AgentHello.storage_pools:type_name -> persys.v1.StoragePool
+	21, // 10: persys.v1.Heartbeat.usage:type_name -> persys.v1.NodeUsage
+	17, // 11: persys.v1.Heartbeat.runtimes:type_name -> persys.v1.RuntimeInfo
+	22, // 12: persys.v1.StatusReport.replicas:type_name -> persys.v1.Replica
+	22, // 13: persys.v1.StatusReport.removed:type_name -> persys.v1.Replica
+	4,  // 14: persys.v1.StatusReport.drifts:type_name -> persys.v1.Drift
+	23, // 15: persys.v1.Drift.kind:type_name -> persys.v1.DriftKind
+	7,  // 16: persys.v1.ServerMessage.welcome:type_name -> persys.v1.Welcome
+	8,  // 17: persys.v1.ServerMessage.heartbeat_ack:type_name -> persys.v1.Ack
+	8,  // 18: persys.v1.ServerMessage.status_ack:type_name -> persys.v1.Ack
+	9,  // 19: persys.v1.ServerMessage.desired:type_name -> persys.v1.DesiredSet
+	12, // 20: persys.v1.ServerMessage.open:type_name -> persys.v1.OpenTunnel
+	11, // 21: persys.v1.DesiredSet.items:type_name -> persys.v1.DesiredItem
+	10, // 22: persys.v1.DesiredSet.removed:type_name -> persys.v1.ReplicaKey
+	24, // 23: persys.v1.DesiredItem.assignment:type_name -> persys.v1.Assignment
+	25, // 24: persys.v1.DesiredItem.spec:type_name -> persys.v1.WorkloadSpec
+	26, // 25: persys.v1.OpenTunnel.logs:type_name -> persys.v1.WorkloadLogsRequest
+	27, // 26: persys.v1.TunnelFrame.log:type_name -> persys.v1.LogChunk
+	11, // 27: persys.v1.AgentState.items:type_name -> persys.v1.DesiredItem
+	28, // 28: persys.v1.AgentState.saved_at:type_name -> google.protobuf.Timestamp
+	0,  // 29: persys.v1.Agents.Session:input_type -> persys.v1.AgentMessage
+	13, // 30: persys.v1.Agents.Tunnel:input_type -> persys.v1.TunnelFrame
+	6,  // 31: persys.v1.Agents.Session:output_type -> persys.v1.ServerMessage
+	13, // 32: persys.v1.Agents.Tunnel:output_type -> persys.v1.TunnelFrame
+	31, // [31:33] is the sub-list for method output_type
+	29, // [29:31] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_persys_v1_agent_proto_init() }
@@ -1295,14 +1427,14 @@ func file_persys_v1_agent_proto_init() {
 		(*AgentMessage_Status)(nil),
 		(*AgentMessage_Refused)(nil),
 	}
-	file_persys_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
+	file_persys_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
 		(*ServerMessage_HeartbeatAck)(nil),
 		(*ServerMessage_StatusAck)(nil),
 		(*ServerMessage_Desired)(nil),
 		(*ServerMessage_Open)(nil),
 	}
-	file_persys_v1_agent_proto_msgTypes[11].OneofWrappers = []any{
+	file_persys_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
 		(*OpenTunnel_Logs)(nil),
 	}
 	type x struct{}
@@ -1311,7 +1443,7 @@ func file_persys_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_persys_v1_agent_proto_rawDesc), len(file_persys_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

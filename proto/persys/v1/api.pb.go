@@ -76,6 +76,68 @@ func (ApplyWorkloadResponse_Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_persys_v1_api_proto_rawDescGZIP(), []int{1, 0}
 }
 
+type PlannedChange_Action int32
+
+const (
+	PlannedChange_PLACE   PlannedChange_Action = 0
+	PlannedChange_REPLACE PlannedChange_Action = 1
+	PlannedChange_MOVE    PlannedChange_Action = 2
+	PlannedChange_REMOVE  PlannedChange_Action = 3
+	PlannedChange_STOP    PlannedChange_Action = 4
+	PlannedChange_PREEMPT PlannedChange_Action = 5
+	// It has to wait for a place.
+	PlannedChange_WAIT PlannedChange_Action = 6
+)
+
+// Enum value maps for PlannedChange_Action.
+var (
+	PlannedChange_Action_name = map[int32]string{
+		0: "PLACE",
+		1: "REPLACE",
+		2: "MOVE",
+		3: "REMOVE",
+		4: "STOP",
+		5: "PREEMPT",
+		6: "WAIT",
+	}
+	PlannedChange_Action_value = map[string]int32{
+		"PLACE":   0,
+		"REPLACE": 1,
+		"MOVE":    2,
+		"REMOVE":  3,
+		"STOP":    4,
+		"PREEMPT": 5,
+		"WAIT":    6,
+	}
+)
+
+func (x PlannedChange_Action) Enum() *PlannedChange_Action {
+	p := new(PlannedChange_Action)
+	*p = x
+	return p
+}
+
+func (x PlannedChange_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PlannedChange_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_persys_v1_api_proto_enumTypes[1].Descriptor()
+}
+
+func (PlannedChange_Action) Type() protoreflect.EnumType {
+	return &file_persys_v1_api_proto_enumTypes[1]
+}
+
+func (x PlannedChange_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PlannedChange_Action.Descriptor instead.
+func (PlannedChange_Action) EnumDescriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{12, 0}
+}
+
 type ApplyWorkloadRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Spec  *WorkloadSpec          `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -525,6 +587,346 @@ func (x *WorkloadRequest) GetId() string {
 	return ""
 }
 
+type ListRevisionsResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Revisions []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	// The present one.
+	Current       string `protobuf:"bytes,2,opt,name=current,proto3" json:"current,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevisionsResponse) Reset() {
+	*x = ListRevisionsResponse{}
+	mi := &file_persys_v1_api_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevisionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevisionsResponse) ProtoMessage() {}
+
+func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListRevisionsResponse) GetRevisions() []*Revision {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+func (x *ListRevisionsResponse) GetCurrent() string {
+	if x != nil {
+		return x.Current
+	}
+	return ""
+}
+
+type RollbackWorkloadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Empty: the one before the present one.
+	Revision      string `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackWorkloadRequest) Reset() {
+	*x = RollbackWorkloadRequest{}
+	mi := &file_persys_v1_api_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackWorkloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackWorkloadRequest) ProtoMessage() {}
+
+func (x *RollbackWorkloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackWorkloadRequest.ProtoReflect.Descriptor instead.
+func (*RollbackWorkloadRequest) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RollbackWorkloadRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RollbackWorkloadRequest) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+// WorkloadPlan is what would happen if a spec were applied now.
+type WorkloadPlan struct {
+	state    protoimpl.MessageState        `protogen:"open.v1"`
+	Outcome  ApplyWorkloadResponse_Outcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=persys.v1.ApplyWorkloadResponse_Outcome" json:"outcome,omitempty"`
+	Revision string                        `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Field by field; empty where nothing changes.
+	Changes    []*FieldChange   `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
+	Placements []*PlannedChange `protobuf:"bytes,4,rep,name=placements,proto3" json:"placements,omitempty"`
+	// Why replicas would have to wait, as ExplainWorkload says it.
+	Pending []string `protobuf:"bytes,5,rep,name=pending,proto3" json:"pending,omitempty"`
+	// What would be left as it is.
+	Unchanged     int32 `protobuf:"varint,6,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkloadPlan) Reset() {
+	*x = WorkloadPlan{}
+	mi := &file_persys_v1_api_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkloadPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkloadPlan) ProtoMessage() {}
+
+func (x *WorkloadPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkloadPlan.ProtoReflect.Descriptor instead.
+func (*WorkloadPlan) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *WorkloadPlan) GetOutcome() ApplyWorkloadResponse_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return ApplyWorkloadResponse_UNCHANGED
+}
+
+func (x *WorkloadPlan) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *WorkloadPlan) GetChanges() []*FieldChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *WorkloadPlan) GetPlacements() []*PlannedChange {
+	if x != nil {
+		return x.Placements
+	}
+	return nil
+}
+
+func (x *WorkloadPlan) GetPending() []string {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *WorkloadPlan) GetUnchanged() int32 {
+	if x != nil {
+		return x.Unchanged
+	}
+	return 0
+}
+
+type FieldChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// As in a file; empty: not there.
+	Old           string `protobuf:"bytes,2,opt,name=old,proto3" json:"old,omitempty"`
+	New           string `protobuf:"bytes,3,opt,name=new,proto3" json:"new,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldChange) Reset() {
+	*x = FieldChange{}
+	mi := &file_persys_v1_api_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldChange) ProtoMessage() {}
+
+func (x *FieldChange) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
+func (*FieldChange) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *FieldChange) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FieldChange) GetOld() string {
+	if x != nil {
+		return x.Old
+	}
+	return ""
+}
+
+func (x *FieldChange) GetNew() string {
+	if x != nil {
+		return x.New
+	}
+	return ""
+}
+
+// PlannedChange is what would become of one replica.
+type PlannedChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WorkloadId    string                 `protobuf:"bytes,1,opt,name=workload_id,json=workloadId,proto3" json:"workload_id,omitempty"`
+	Replica       int32                  `protobuf:"varint,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Action        PlannedChange_Action   `protobuf:"varint,3,opt,name=action,proto3,enum=persys.v1.PlannedChange_Action" json:"action,omitempty"`
+	NodeId        string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	FromNodeId    string                 `protobuf:"bytes,5,opt,name=from_node_id,json=fromNodeId,proto3" json:"from_node_id,omitempty"`
+	Explanation   string                 `protobuf:"bytes,6,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlannedChange) Reset() {
+	*x = PlannedChange{}
+	mi := &file_persys_v1_api_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlannedChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlannedChange) ProtoMessage() {}
+
+func (x *PlannedChange) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlannedChange.ProtoReflect.Descriptor instead.
+func (*PlannedChange) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PlannedChange) GetWorkloadId() string {
+	if x != nil {
+		return x.WorkloadId
+	}
+	return ""
+}
+
+func (x *PlannedChange) GetReplica() int32 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *PlannedChange) GetAction() PlannedChange_Action {
+	if x != nil {
+		return x.Action
+	}
+	return PlannedChange_PLACE
+}
+
+func (x *PlannedChange) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *PlannedChange) GetFromNodeId() string {
+	if x != nil {
+		return x.FromNodeId
+	}
+	return ""
+}
+
+func (x *PlannedChange) GetExplanation() string {
+	if x != nil {
+		return x.Explanation
+	}
+	return ""
+}
+
 type Explanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -538,7 +940,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_persys_v1_api_proto_msgTypes[8]
+	mi := &file_persys_v1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +952,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[8]
+	mi := &file_persys_v1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +965,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{8}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Explanation) GetId() string {
@@ -607,7 +1009,7 @@ type ReplicaExplanation struct {
 
 func (x *ReplicaExplanation) Reset() {
 	*x = ReplicaExplanation{}
-	mi := &file_persys_v1_api_proto_msgTypes[9]
+	mi := &file_persys_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +1021,7 @@ func (x *ReplicaExplanation) String() string {
 func (*ReplicaExplanation) ProtoMessage() {}
 
 func (x *ReplicaExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[9]
+	mi := &file_persys_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +1034,7 @@ func (x *ReplicaExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaExplanation.ProtoReflect.Descriptor instead.
 func (*ReplicaExplanation) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{9}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReplicaExplanation) GetReplica() int32 {
@@ -683,7 +1085,7 @@ type WatchWorkloadsRequest struct {
 
 func (x *WatchWorkloadsRequest) Reset() {
 	*x = WatchWorkloadsRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[10]
+	mi := &file_persys_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +1097,7 @@ func (x *WatchWorkloadsRequest) String() string {
 func (*WatchWorkloadsRequest) ProtoMessage() {}
 
 func (x *WatchWorkloadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[10]
+	mi := &file_persys_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +1110,7 @@ func (x *WatchWorkloadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkloadsRequest.ProtoReflect.Descriptor instead.
 func (*WatchWorkloadsRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{10}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchWorkloadsRequest) GetId() string {
@@ -736,7 +1138,7 @@ type WorkloadChange struct {
 
 func (x *WorkloadChange) Reset() {
 	*x = WorkloadChange{}
-	mi := &file_persys_v1_api_proto_msgTypes[11]
+	mi := &file_persys_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +1150,7 @@ func (x *WorkloadChange) String() string {
 func (*WorkloadChange) ProtoMessage() {}
 
 func (x *WorkloadChange) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[11]
+	mi := &file_persys_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +1163,7 @@ func (x *WorkloadChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadChange.ProtoReflect.Descriptor instead.
 func (*WorkloadChange) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{11}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WorkloadChange) GetWorkload() *Workload {
@@ -801,7 +1203,7 @@ type WorkloadLogsRequest struct {
 
 func (x *WorkloadLogsRequest) Reset() {
 	*x = WorkloadLogsRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[12]
+	mi := &file_persys_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1215,7 @@ func (x *WorkloadLogsRequest) String() string {
 func (*WorkloadLogsRequest) ProtoMessage() {}
 
 func (x *WorkloadLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[12]
+	mi := &file_persys_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1228,7 @@ func (x *WorkloadLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadLogsRequest.ProtoReflect.Descriptor instead.
 func (*WorkloadLogsRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WorkloadLogsRequest) GetId() string {
@@ -885,7 +1287,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_persys_v1_api_proto_msgTypes[13]
+	mi := &file_persys_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1299,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[13]
+	mi := &file_persys_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1312,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogChunk) GetReplica() int32 {
@@ -956,7 +1358,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[14]
+	mi := &file_persys_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1370,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[14]
+	mi := &file_persys_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1383,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 type ListNodesResponse struct {
@@ -994,7 +1396,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[15]
+	mi := &file_persys_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1408,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[15]
+	mi := &file_persys_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1421,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1045,7 +1447,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[16]
+	mi := &file_persys_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1459,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[16]
+	mi := &file_persys_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1472,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeRequest) GetId() string {
@@ -1081,15 +1483,18 @@ func (x *NodeRequest) GetId() string {
 }
 
 type DrainNodeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// After so long what is left is moved or stopped without regard to update
+	// strategies; absent: never.
+	Deadline      *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[17]
+	mi := &file_persys_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1506,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[17]
+	mi := &file_persys_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1519,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DrainNodeRequest) GetId() string {
@@ -1122,6 +1527,74 @@ func (x *DrainNodeRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *DrainNodeRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+type TaintNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Set   []*Taint               `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty"`
+	// Keys, all effects of which are removed.
+	Remove        []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaintNodeRequest) Reset() {
+	*x = TaintNodeRequest{}
+	mi := &file_persys_v1_api_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaintNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaintNodeRequest) ProtoMessage() {}
+
+func (x *TaintNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaintNodeRequest.ProtoReflect.Descriptor instead.
+func (*TaintNodeRequest) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TaintNodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TaintNodeRequest) GetSet() []*Taint {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *TaintNodeRequest) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
 }
 
 type LabelNodeRequest struct {
@@ -1135,7 +1608,7 @@ type LabelNodeRequest struct {
 
 func (x *LabelNodeRequest) Reset() {
 	*x = LabelNodeRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[18]
+	mi := &file_persys_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1620,7 @@ func (x *LabelNodeRequest) String() string {
 func (*LabelNodeRequest) ProtoMessage() {}
 
 func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[18]
+	mi := &file_persys_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1633,7 @@ func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelNodeRequest.ProtoReflect.Descriptor instead.
 func (*LabelNodeRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LabelNodeRequest) GetId() string {
@@ -1192,7 +1665,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[19]
+	mi := &file_persys_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1677,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[19]
+	mi := &file_persys_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1690,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 type ClusterSummaryRequest struct {
@@ -1228,7 +1701,7 @@ type ClusterSummaryRequest struct {
 
 func (x *ClusterSummaryRequest) Reset() {
 	*x = ClusterSummaryRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[20]
+	mi := &file_persys_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1713,7 @@ func (x *ClusterSummaryRequest) String() string {
 func (*ClusterSummaryRequest) ProtoMessage() {}
 
 func (x *ClusterSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[20]
+	mi := &file_persys_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1726,7 @@ func (x *ClusterSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ClusterSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 type ClusterSummary struct {
@@ -1277,7 +1750,7 @@ type ClusterSummary struct {
 
 func (x *ClusterSummary) Reset() {
 	*x = ClusterSummary{}
-	mi := &file_persys_v1_api_proto_msgTypes[21]
+	mi := &file_persys_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1762,7 @@ func (x *ClusterSummary) String() string {
 func (*ClusterSummary) ProtoMessage() {}
 
 func (x *ClusterSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[21]
+	mi := &file_persys_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1775,7 @@ func (x *ClusterSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterSummary.ProtoReflect.Descriptor instead.
 func (*ClusterSummary) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ClusterSummary) GetCluster() *ClusterInfo {
@@ -1389,6 +1862,42 @@ func (x *ClusterSummary) GetVersion() string {
 	return ""
 }
 
+type SchedulerConfigRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SchedulerConfigRequest) Reset() {
+	*x = SchedulerConfigRequest{}
+	mi := &file_persys_v1_api_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerConfigRequest) ProtoMessage() {}
+
+func (x *SchedulerConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_api_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerConfigRequest.ProtoReflect.Descriptor instead.
+func (*SchedulerConfigRequest) Descriptor() ([]byte, []int) {
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{28}
+}
+
 type ListMembersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1397,7 +1906,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[22]
+	mi := &file_persys_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1918,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[22]
+	mi := &file_persys_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1931,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 type ListMembersResponse struct {
@@ -1435,7 +1944,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[23]
+	mi := &file_persys_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1956,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[23]
+	mi := &file_persys_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1969,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -1486,7 +1995,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[24]
+	mi := &file_persys_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +2007,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[24]
+	mi := &file_persys_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +2020,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MemberRequest) GetName() string {
@@ -1537,7 +2046,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[25]
+	mi := &file_persys_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +2058,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[25]
+	mi := &file_persys_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +2071,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateTokenRequest) GetRole() Role {
@@ -1611,7 +2120,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[26]
+	mi := &file_persys_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +2132,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[26]
+	mi := &file_persys_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +2145,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -1661,7 +2170,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[27]
+	mi := &file_persys_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2182,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[27]
+	mi := &file_persys_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2195,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 type ListTokensResponse struct {
@@ -1698,7 +2207,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[28]
+	mi := &file_persys_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +2219,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[28]
+	mi := &file_persys_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +2232,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1742,7 +2251,7 @@ type TokenRequest struct {
 
 func (x *TokenRequest) Reset() {
 	*x = TokenRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[29]
+	mi := &file_persys_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +2263,7 @@ func (x *TokenRequest) String() string {
 func (*TokenRequest) ProtoMessage() {}
 
 func (x *TokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[29]
+	mi := &file_persys_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +2276,7 @@ func (x *TokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
 func (*TokenRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TokenRequest) GetId() string {
@@ -1789,7 +2298,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[30]
+	mi := &file_persys_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2310,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[30]
+	mi := &file_persys_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2323,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListEventsRequest) GetWorkloadId() string {
@@ -1848,7 +2357,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[31]
+	mi := &file_persys_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2369,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[31]
+	mi := &file_persys_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2382,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1902,7 +2411,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[32]
+	mi := &file_persys_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2423,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[32]
+	mi := &file_persys_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2436,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WatchEventsRequest) GetWorkloadId() string {
@@ -1968,7 +2477,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_persys_v1_api_proto_msgTypes[33]
+	mi := &file_persys_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2489,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[33]
+	mi := &file_persys_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2502,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *JoinRequest) GetTokenId() string {
@@ -2061,7 +2570,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_persys_v1_api_proto_msgTypes[34]
+	mi := &file_persys_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2582,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_api_proto_msgTypes[34]
+	mi := &file_persys_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2595,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_persys_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_persys_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *JoinResponse) GetClusterId() string {
@@ -2199,7 +2708,44 @@ const file_persys_v1_api_proto_rawDesc = "" +
 	"\breplicas\x18\x02 \x01(\x05H\x00R\breplicas\x88\x01\x01B\v\n" +
 	"\t_replicas\"!\n" +
 	"\x0fWorkloadRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x96\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"d\n" +
+	"\x15ListRevisionsResponse\x121\n" +
+	"\trevisions\x18\x01 \x03(\v2\x13.persys.v1.RevisionR\trevisions\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\tR\acurrent\"E\n" +
+	"\x17RollbackWorkloadRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\tR\brevision\"\x92\x02\n" +
+	"\fWorkloadPlan\x12B\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2(.persys.v1.ApplyWorkloadResponse.OutcomeR\aoutcome\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\tR\brevision\x120\n" +
+	"\achanges\x18\x03 \x03(\v2\x16.persys.v1.FieldChangeR\achanges\x128\n" +
+	"\n" +
+	"placements\x18\x04 \x03(\v2\x18.persys.v1.PlannedChangeR\n" +
+	"placements\x12\x18\n" +
+	"\apending\x18\x05 \x03(\tR\apending\x12\x1c\n" +
+	"\tunchanged\x18\x06 \x01(\x05R\tunchanged\"E\n" +
+	"\vFieldChange\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
+	"\x03old\x18\x02 \x01(\tR\x03old\x12\x10\n" +
+	"\x03new\x18\x03 \x01(\tR\x03new\"\xb9\x02\n" +
+	"\rPlannedChange\x12\x1f\n" +
+	"\vworkload_id\x18\x01 \x01(\tR\n" +
+	"workloadId\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\x05R\areplica\x127\n" +
+	"\x06action\x18\x03 \x01(\x0e2\x1f.persys.v1.PlannedChange.ActionR\x06action\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12 \n" +
+	"\ffrom_node_id\x18\x05 \x01(\tR\n" +
+	"fromNodeId\x12 \n" +
+	"\vexplanation\x18\x06 \x01(\tR\vexplanation\"W\n" +
+	"\x06Action\x12\t\n" +
+	"\x05PLACE\x10\x00\x12\v\n" +
+	"\aREPLACE\x10\x01\x12\b\n" +
+	"\x04MOVE\x10\x02\x12\n" +
+	"\n" +
+	"\x06REMOVE\x10\x03\x12\b\n" +
+	"\x04STOP\x10\x04\x12\v\n" +
+	"\aPREEMPT\x10\x05\x12\b\n" +
+	"\x04WAIT\x10\x06\"\x96\x01\n" +
 	"\vExplanation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x10.persys.v1.StateR\x05state\x12\x14\n" +
@@ -2240,9 +2786,14 @@ const file_persys_v1_api_proto_rawDesc = "" +
 	"\x05nodes\x18\x01 \x03(\v2\x0f.persys.v1.NodeR\x05nodes\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"\x1d\n" +
 	"\vNodeRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\"\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"Y\n" +
 	"\x10DrainNodeRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xaa\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"^\n" +
+	"\x10TaintNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
+	"\x03set\x18\x02 \x03(\v2\x10.persys.v1.TaintR\x03set\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\"\xaa\x01\n" +
 	"\x10LabelNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
 	"\x03set\x18\x02 \x03(\v2$.persys.v1.LabelNodeRequest.SetEntryR\x03set\x12\x16\n" +
@@ -2269,7 +2820,8 @@ const file_persys_v1_api_proto_rawDesc = "" +
 	"\aversion\x18\f \x01(\tR\aversion\x1aC\n" +
 	"\x15WorkloadsByStateEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x18\n" +
+	"\x16SchedulerConfigRequest\"\x14\n" +
 	"\x12ListMembersRequest\"o\n" +
 	"\x13ListMembersResponse\x12+\n" +
 	"\amembers\x18\x01 \x03(\v2\x11.persys.v1.MemberR\amembers\x12+\n" +
@@ -2330,8 +2882,7 @@ const file_persys_v1_api_proto_rawDesc = "" +
 	" \x01(\fR\x05caKey\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\x94\n" +
-	"\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\xae\x0e\n" +
 	"\tWorkloads\x12\x90\x01\n" +
 	"\rApplyWorkload\x12\x1f.persys.v1.ApplyWorkloadRequest\x1a .persys.v1.ApplyWorkloadResponse\"<\x82\xd3\xe4\x93\x026:\x04specZ\x1f:\x04spec\x1a\x17/v1/workloads/{spec.id}\"\r/v1/workloads\x12]\n" +
 	"\vGetWorkload\x12\x1d.persys.v1.GetWorkloadRequest\x1a\x13.persys.v1.Workload\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/workloads/{id}\x12i\n" +
@@ -2342,9 +2893,14 @@ const file_persys_v1_api_proto_rawDesc = "" +
 	"\fStopWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x13.persys.v1.Workload\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/v1/workloads/{id}/stop\x12i\n" +
 	"\x0fRestartWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x13.persys.v1.Workload\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/workloads/{id}/restart\x12e\n" +
 	"\rRetryWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x13.persys.v1.Workload\"#\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/workloads/{id}/retry\x12e\n" +
-	"\x0fExplainWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x16.persys.v1.Explanation\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/workloads/{id}/why\x12l\n" +
+	"\x0fExplainWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x16.persys.v1.Explanation\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/workloads/{id}/why\x12`\n" +
+	"\fPlanWorkload\x12\x1f.persys.v1.ApplyWorkloadRequest\x1a\x17.persys.v1.WorkloadPlan\"\x16\x82\xd3\xe4\x93\x02\x10:\x04spec\"\b/v1/plan\x12s\n" +
+	"\rListRevisions\x12\x1a.persys.v1.WorkloadRequest\x1a .persys.v1.ListRevisionsResponse\"$\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/workloads/{id}/revisions\x12s\n" +
+	"\x10RollbackWorkload\x12\".persys.v1.RollbackWorkloadRequest\x1a\x13.persys.v1.Workload\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/workloads/{id}/rollback\x12i\n" +
+	"\x0fPromoteWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x13.persys.v1.Workload\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/workloads/{id}/promote\x12a\n" +
+	"\vRunWorkload\x12\x1a.persys.v1.WorkloadRequest\x1a\x13.persys.v1.Workload\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/workloads/{id}/run\x12l\n" +
 	"\x0eWatchWorkloads\x12 .persys.v1.WatchWorkloadsRequest\x1a\x19.persys.v1.WorkloadChange\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/watch/workloads0\x01\x12f\n" +
-	"\fWorkloadLogs\x12\x1e.persys.v1.WorkloadLogsRequest\x1a\x13.persys.v1.LogChunk\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/workloads/{id}/logs0\x012\xfa\x04\n" +
+	"\fWorkloadLogs\x12\x1e.persys.v1.WorkloadLogsRequest\x1a\x13.persys.v1.LogChunk\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/workloads/{id}/logs0\x012\xd7\x05\n" +
 	"\x05Nodes\x12Y\n" +
 	"\tListNodes\x12\x1b.persys.v1.ListNodesRequest\x1a\x1c.persys.v1.ListNodesResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/nodes\x12J\n" +
 	"\aGetNode\x12\x16.persys.v1.NodeRequest\x1a\x0f.persys.v1.Node\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/nodes/{id}\x12W\n" +
@@ -2353,15 +2909,19 @@ const file_persys_v1_api_proto_rawDesc = "" +
 	"\fUncordonNode\x12\x16.persys.v1.NodeRequest\x1a\x0f.persys.v1.Node\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/v1/nodes/{id}/uncordon\x12Z\n" +
 	"\tDrainNode\x12\x1b.persys.v1.DrainNodeRequest\x1a\x0f.persys.v1.Node\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/nodes/{id}/drain\x12[\n" +
 	"\tLabelNode\x12\x1b.persys.v1.LabelNodeRequest\x1a\x0f.persys.v1.Node\" \x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/nodes/{id}/labels\x12[\n" +
+	"\tTaintNode\x12\x1b.persys.v1.TaintNodeRequest\x1a\x0f.persys.v1.Node\" \x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/nodes/{id}/taints\x12[\n" +
 	"\n" +
-	"RemoveNode\x12\x16.persys.v1.NodeRequest\x1a\x1d.persys.v1.RemoveNodeResponse\"\x16\x82\xd3\xe4\x93\x02\x10*\x0e/v1/nodes/{id}2\x9e\t\n" +
+	"RemoveNode\x12\x16.persys.v1.NodeRequest\x1a\x1d.persys.v1.RemoveNodeResponse\"\x16\x82\xd3\xe4\x93\x02\x10*\x0e/v1/nodes/{id}2\xf2\n" +
+	"\n" +
 	"\aCluster\x12e\n" +
 	"\x11GetClusterSummary\x12 .persys.v1.ClusterSummaryRequest\x1a\x19.persys.v1.ClusterSummary\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/cluster\x12a\n" +
 	"\vListMembers\x12\x1d.persys.v1.ListMembersRequest\x1a\x1e.persys.v1.ListMembersResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/members\x12p\n" +
 	"\rPromoteMember\x12\x18.persys.v1.MemberRequest\x1a\x1e.persys.v1.ListMembersResponse\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/members/{name}/promote\x12n\n" +
 	"\fDemoteMember\x12\x18.persys.v1.MemberRequest\x1a\x1e.persys.v1.ListMembersResponse\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/members/{name}/demote\x12d\n" +
 	"\fRemoveMember\x12\x18.persys.v1.MemberRequest\x1a\x1e.persys.v1.ListMembersResponse\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/v1/members/{name}\x12v\n" +
-	"\x12TransferLeadership\x12\x18.persys.v1.MemberRequest\x1a\x1e.persys.v1.ListMembersResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/cluster/transfer-leader\x12c\n" +
+	"\x12TransferLeadership\x12\x18.persys.v1.MemberRequest\x1a\x1e.persys.v1.ListMembersResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/cluster/transfer-leader\x12j\n" +
+	"\x12GetSchedulerConfig\x12!.persys.v1.SchedulerConfigRequest\x1a\x1a.persys.v1.SchedulerConfig\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/scheduler\x12f\n" +
+	"\x12SetSchedulerConfig\x12\x1a.persys.v1.SchedulerConfig\x1a\x1a.persys.v1.SchedulerConfig\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\x1a\r/v1/scheduler\x12c\n" +
 	"\vCreateToken\x12\x1d.persys.v1.CreateTokenRequest\x1a\x1e.persys.v1.CreateTokenResponse\"\x15\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1/tokens\x12]\n" +
 	"\n" +
@@ -2386,157 +2946,191 @@ func file_persys_v1_api_proto_rawDescGZIP() []byte {
 	return file_persys_v1_api_proto_rawDescData
 }
 
-var file_persys_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_persys_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_persys_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_persys_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_persys_v1_api_proto_goTypes = []any{
 	(ApplyWorkloadResponse_Outcome)(0), // 0: persys.v1.ApplyWorkloadResponse.Outcome
-	(*ApplyWorkloadRequest)(nil),       // 1: persys.v1.ApplyWorkloadRequest
-	(*ApplyWorkloadResponse)(nil),      // 2: persys.v1.ApplyWorkloadResponse
-	(*GetWorkloadRequest)(nil),         // 3: persys.v1.GetWorkloadRequest
-	(*ListWorkloadsRequest)(nil),       // 4: persys.v1.ListWorkloadsRequest
-	(*ListWorkloadsResponse)(nil),      // 5: persys.v1.ListWorkloadsResponse
-	(*DeleteWorkloadRequest)(nil),      // 6: persys.v1.DeleteWorkloadRequest
-	(*ScaleWorkloadRequest)(nil),       // 7: persys.v1.ScaleWorkloadRequest
-	(*WorkloadRequest)(nil),            // 8: persys.v1.WorkloadRequest
-	(*Explanation)(nil),                // 9: persys.v1.Explanation
-	(*ReplicaExplanation)(nil),         // 10: persys.v1.ReplicaExplanation
-	(*WatchWorkloadsRequest)(nil),      // 11: persys.v1.WatchWorkloadsRequest
-	(*WorkloadChange)(nil),             // 12: persys.v1.WorkloadChange
-	(*WorkloadLogsRequest)(nil),        // 13: persys.v1.WorkloadLogsRequest
-	(*LogChunk)(nil),                   // 14: persys.v1.LogChunk
-	(*ListNodesRequest)(nil),           // 15: persys.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),          // 16: persys.v1.ListNodesResponse
-	(*NodeRequest)(nil),                // 17: persys.v1.NodeRequest
-	(*DrainNodeRequest)(nil),           // 18: persys.v1.DrainNodeRequest
-	(*LabelNodeRequest)(nil),           // 19: persys.v1.LabelNodeRequest
-	(*RemoveNodeResponse)(nil),         // 20: persys.v1.RemoveNodeResponse
-	(*ClusterSummaryRequest)(nil),      // 21: persys.v1.ClusterSummaryRequest
-	(*ClusterSummary)(nil),             // 22: persys.v1.ClusterSummary
-	(*ListMembersRequest)(nil),         // 23: persys.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 24: persys.v1.ListMembersResponse
-	(*MemberRequest)(nil),              // 25: persys.v1.MemberRequest
-	(*CreateTokenRequest)(nil),         // 26: persys.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 27: persys.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),          // 28: persys.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 29: persys.v1.ListTokensResponse
-	(*TokenRequest)(nil),               // 30: persys.v1.TokenRequest
-	(*ListEventsRequest)(nil),          // 31: persys.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 32: persys.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),         // 33: persys.v1.WatchEventsRequest
-	(*JoinRequest)(nil),                // 34: persys.v1.JoinRequest
-	(*JoinResponse)(nil),               // 35: persys.v1.JoinResponse
-	nil,                                // 36: persys.v1.LabelNodeRequest.SetEntry
-	nil,                                // 37: persys.v1.ClusterSummary.WorkloadsByStateEntry
-	nil,                                // 38: persys.v1.CreateTokenRequest.LabelsEntry
-	nil,                                // 39: persys.v1.JoinResponse.LabelsEntry
-	(*WorkloadSpec)(nil),               // 40: persys.v1.WorkloadSpec
-	(*Workload)(nil),                   // 41: persys.v1.Workload
-	(State)(0),                         // 42: persys.v1.State
-	(*Reason)(nil),                     // 43: persys.v1.Reason
-	(*timestamppb.Timestamp)(nil),      // 44: google.protobuf.Timestamp
-	(*Node)(nil),                       // 45: persys.v1.Node
-	(*ClusterInfo)(nil),                // 46: persys.v1.ClusterInfo
-	(*NodeCapacity)(nil),               // 47: persys.v1.NodeCapacity
-	(*Member)(nil),                     // 48: persys.v1.Member
-	(Role)(0),                          // 49: persys.v1.Role
-	(*durationpb.Duration)(nil),        // 50: google.protobuf.Duration
-	(*Token)(nil),                      // 51: persys.v1.Token
-	(*Event)(nil),                      // 52: persys.v1.Event
+	(PlannedChange_Action)(0),          // 1: persys.v1.PlannedChange.Action
+	(*ApplyWorkloadRequest)(nil),       // 2: persys.v1.ApplyWorkloadRequest
+	(*ApplyWorkloadResponse)(nil),      // 3: persys.v1.ApplyWorkloadResponse
+	(*GetWorkloadRequest)(nil),         // 4: persys.v1.GetWorkloadRequest
+	(*ListWorkloadsRequest)(nil),       // 5: persys.v1.ListWorkloadsRequest
+	(*ListWorkloadsResponse)(nil),      // 6: persys.v1.ListWorkloadsResponse
+	(*DeleteWorkloadRequest)(nil),      // 7: persys.v1.DeleteWorkloadRequest
+	(*ScaleWorkloadRequest)(nil),       // 8: persys.v1.ScaleWorkloadRequest
+	(*WorkloadRequest)(nil),            // 9: persys.v1.WorkloadRequest
+	(*ListRevisionsResponse)(nil),      // 10: persys.v1.ListRevisionsResponse
+	(*RollbackWorkloadRequest)(nil),    // 11: persys.v1.RollbackWorkloadRequest
+	(*WorkloadPlan)(nil),               // 12: persys.v1.WorkloadPlan
+	(*FieldChange)(nil),                // 13: persys.v1.FieldChange
+	(*PlannedChange)(nil),              // 14: persys.v1.PlannedChange
+	(*Explanation)(nil),                // 15: persys.v1.Explanation
+	(*ReplicaExplanation)(nil),         // 16: persys.v1.ReplicaExplanation
+	(*WatchWorkloadsRequest)(nil),      // 17: persys.v1.WatchWorkloadsRequest
+	(*WorkloadChange)(nil),             // 18: persys.v1.WorkloadChange
+	(*WorkloadLogsRequest)(nil),        // 19: persys.v1.WorkloadLogsRequest
+	(*LogChunk)(nil),                   // 20: persys.v1.LogChunk
+	(*ListNodesRequest)(nil),           // 21: persys.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),          // 22: persys.v1.ListNodesResponse
+	(*NodeRequest)(nil),                // 23: persys.v1.NodeRequest
+	(*DrainNodeRequest)(nil),           // 24: persys.v1.DrainNodeRequest
+	(*TaintNodeRequest)(nil),           // 25: persys.v1.TaintNodeRequest
+	(*LabelNodeRequest)(nil),           // 26: persys.v1.LabelNodeRequest
+	(*RemoveNodeResponse)(nil),         // 27: persys.v1.RemoveNodeResponse
+	(*ClusterSummaryRequest)(nil),      // 28: persys.v1.ClusterSummaryRequest
+	(*ClusterSummary)(nil),             // 29: persys.v1.ClusterSummary
+	(*SchedulerConfigRequest)(nil),     // 30: persys.v1.SchedulerConfigRequest
+	(*ListMembersRequest)(nil),         // 31: persys.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 32: persys.v1.ListMembersResponse
+	(*MemberRequest)(nil),              // 33: persys.v1.MemberRequest
+	(*CreateTokenRequest)(nil),         // 34: persys.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 35: persys.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),          // 36: persys.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 37: persys.v1.ListTokensResponse
+	(*TokenRequest)(nil),               // 38: persys.v1.TokenRequest
+	(*ListEventsRequest)(nil),          // 39: persys.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 40: persys.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),         // 41: persys.v1.WatchEventsRequest
+	(*JoinRequest)(nil),                // 42: persys.v1.JoinRequest
+	(*JoinResponse)(nil),               // 43: persys.v1.JoinResponse
+	nil,                                // 44: persys.v1.LabelNodeRequest.SetEntry
+	nil,                                // 45: persys.v1.ClusterSummary.WorkloadsByStateEntry
+	nil,                                // 46: persys.v1.CreateTokenRequest.LabelsEntry
+	nil,                                // 47: persys.v1.JoinResponse.LabelsEntry
+	(*WorkloadSpec)(nil),               // 48: persys.v1.WorkloadSpec
+	(*Workload)(nil),                   // 49: persys.v1.Workload
+	(*Revision)(nil),                   // 50: persys.v1.Revision
+	(State)(0),                         // 51: persys.v1.State
+	(*Reason)(nil),                     // 52: persys.v1.Reason
+	(*timestamppb.Timestamp)(nil),      // 53: google.protobuf.Timestamp
+	(*Node)(nil),                       // 54: persys.v1.Node
+	(*durationpb.Duration)(nil),        // 55: google.protobuf.Duration
+	(*Taint)(nil),                      // 56: persys.v1.Taint
+	(*ClusterInfo)(nil),                // 57: persys.v1.ClusterInfo
+	(*NodeCapacity)(nil),               // 58: persys.v1.NodeCapacity
+	(*Member)(nil),                     // 59: persys.v1.Member
+	(Role)(0),                          // 60: persys.v1.Role
+	(*Token)(nil),                      // 61: persys.v1.Token
+	(*Event)(nil),                      // 62: persys.v1.Event
+	(*SchedulerConfig)(nil),            // 63: persys.v1.SchedulerConfig
 }
 var file_persys_v1_api_proto_depIdxs = []int32{
-	40, // 0: persys.v1.ApplyWorkloadRequest.spec:type_name -> persys.v1.WorkloadSpec
+	48, // 0: persys.v1.ApplyWorkloadRequest.spec:type_name -> persys.v1.WorkloadSpec
 	0,  // 1: persys.v1.ApplyWorkloadResponse.outcome:type_name -> persys.v1.ApplyWorkloadResponse.Outcome
-	41, // 2: persys.v1.ApplyWorkloadResponse.workload:type_name -> persys.v1.Workload
-	41, // 3: persys.v1.ListWorkloadsResponse.workloads:type_name -> persys.v1.Workload
-	42, // 4: persys.v1.Explanation.state:type_name -> persys.v1.State
-	10, // 5: persys.v1.Explanation.replicas:type_name -> persys.v1.ReplicaExplanation
-	42, // 6: persys.v1.ReplicaExplanation.state:type_name -> persys.v1.State
-	43, // 7: persys.v1.ReplicaExplanation.reason:type_name -> persys.v1.Reason
-	41, // 8: persys.v1.WorkloadChange.workload:type_name -> persys.v1.Workload
-	44, // 9: persys.v1.WorkloadLogsRequest.since:type_name -> google.protobuf.Timestamp
-	44, // 10: persys.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	45, // 11: persys.v1.ListNodesResponse.nodes:type_name -> persys.v1.Node
-	36, // 12: persys.v1.LabelNodeRequest.set:type_name -> persys.v1.LabelNodeRequest.SetEntry
-	46, // 13: persys.v1.ClusterSummary.cluster:type_name -> persys.v1.ClusterInfo
-	37, // 14: persys.v1.ClusterSummary.workloads_by_state:type_name -> persys.v1.ClusterSummary.WorkloadsByStateEntry
-	47, // 15: persys.v1.ClusterSummary.capacity:type_name -> persys.v1.NodeCapacity
-	47, // 16: persys.v1.ClusterSummary.reserved:type_name -> persys.v1.NodeCapacity
-	48, // 17: persys.v1.ListMembersResponse.members:type_name -> persys.v1.Member
-	49, // 18: persys.v1.CreateTokenRequest.role:type_name -> persys.v1.Role
-	50, // 19: persys.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	38, // 20: persys.v1.CreateTokenRequest.labels:type_name -> persys.v1.CreateTokenRequest.LabelsEntry
-	51, // 21: persys.v1.CreateTokenResponse.token:type_name -> persys.v1.Token
-	51, // 22: persys.v1.ListTokensResponse.tokens:type_name -> persys.v1.Token
-	52, // 23: persys.v1.ListEventsResponse.events:type_name -> persys.v1.Event
-	49, // 24: persys.v1.JoinResponse.role:type_name -> persys.v1.Role
-	39, // 25: persys.v1.JoinResponse.labels:type_name -> persys.v1.JoinResponse.LabelsEntry
-	1,  // 26: persys.v1.Workloads.ApplyWorkload:input_type -> persys.v1.ApplyWorkloadRequest
-	3,  // 27: persys.v1.Workloads.GetWorkload:input_type -> persys.v1.GetWorkloadRequest
-	4,  // 28: persys.v1.Workloads.ListWorkloads:input_type -> persys.v1.ListWorkloadsRequest
-	6,  // 29: persys.v1.Workloads.DeleteWorkload:input_type -> persys.v1.DeleteWorkloadRequest
-	7,  // 30: persys.v1.Workloads.ScaleWorkload:input_type -> persys.v1.ScaleWorkloadRequest
-	8,  // 31: persys.v1.Workloads.StartWorkload:input_type -> persys.v1.WorkloadRequest
-	8,  // 32: persys.v1.Workloads.StopWorkload:input_type -> persys.v1.WorkloadRequest
-	8,  // 33: persys.v1.Workloads.RestartWorkload:input_type -> persys.v1.WorkloadRequest
-	8,  // 34: persys.v1.Workloads.RetryWorkload:input_type -> persys.v1.WorkloadRequest
-	8,  // 35: persys.v1.Workloads.ExplainWorkload:input_type -> persys.v1.WorkloadRequest
-	11, // 36: persys.v1.Workloads.WatchWorkloads:input_type -> persys.v1.WatchWorkloadsRequest
-	13, // 37: persys.v1.Workloads.WorkloadLogs:input_type -> persys.v1.WorkloadLogsRequest
-	15, // 38: persys.v1.Nodes.ListNodes:input_type -> persys.v1.ListNodesRequest
-	17, // 39: persys.v1.Nodes.GetNode:input_type -> persys.v1.NodeRequest
-	17, // 40: persys.v1.Nodes.CordonNode:input_type -> persys.v1.NodeRequest
-	17, // 41: persys.v1.Nodes.UncordonNode:input_type -> persys.v1.NodeRequest
-	18, // 42: persys.v1.Nodes.DrainNode:input_type -> persys.v1.DrainNodeRequest
-	19, // 43: persys.v1.Nodes.LabelNode:input_type -> persys.v1.LabelNodeRequest
-	17, // 44: persys.v1.Nodes.RemoveNode:input_type -> persys.v1.NodeRequest
-	21, // 45: persys.v1.Cluster.GetClusterSummary:input_type -> persys.v1.ClusterSummaryRequest
-	23, // 46: persys.v1.Cluster.ListMembers:input_type -> persys.v1.ListMembersRequest
-	25, // 47: persys.v1.Cluster.PromoteMember:input_type -> persys.v1.MemberRequest
-	25, // 48: persys.v1.Cluster.DemoteMember:input_type -> persys.v1.MemberRequest
-	25, // 49: persys.v1.Cluster.RemoveMember:input_type -> persys.v1.MemberRequest
-	25, // 50: persys.v1.Cluster.TransferLeadership:input_type -> persys.v1.MemberRequest
-	26, // 51: persys.v1.Cluster.CreateToken:input_type -> persys.v1.CreateTokenRequest
-	28, // 52: persys.v1.Cluster.ListTokens:input_type -> persys.v1.ListTokensRequest
-	30, // 53: persys.v1.Cluster.RevokeToken:input_type -> persys.v1.TokenRequest
-	31, // 54: persys.v1.Cluster.ListEvents:input_type -> persys.v1.ListEventsRequest
-	33, // 55: persys.v1.Cluster.WatchEvents:input_type -> persys.v1.WatchEventsRequest
-	34, // 56: persys.v1.Cluster.Join:input_type -> persys.v1.JoinRequest
-	2,  // 57: persys.v1.Workloads.ApplyWorkload:output_type -> persys.v1.ApplyWorkloadResponse
-	41, // 58: persys.v1.Workloads.GetWorkload:output_type -> persys.v1.Workload
-	5,  // 59: persys.v1.Workloads.ListWorkloads:output_type -> persys.v1.ListWorkloadsResponse
-	41, // 60: persys.v1.Workloads.DeleteWorkload:output_type -> persys.v1.Workload
-	41, // 61: persys.v1.Workloads.ScaleWorkload:output_type -> persys.v1.Workload
-	41, // 62: persys.v1.Workloads.StartWorkload:output_type -> persys.v1.Workload
-	41, // 63: persys.v1.Workloads.StopWorkload:output_type -> persys.v1.Workload
-	41, // 64: persys.v1.Workloads.RestartWorkload:output_type -> persys.v1.Workload
-	41, // 65: persys.v1.Workloads.RetryWorkload:output_type -> persys.v1.Workload
-	9,  // 66: persys.v1.Workloads.ExplainWorkload:output_type -> persys.v1.Explanation
-	12, // 67: persys.v1.Workloads.WatchWorkloads:output_type -> persys.v1.WorkloadChange
-	14, // 68: persys.v1.Workloads.WorkloadLogs:output_type -> persys.v1.LogChunk
-	16, // 69: persys.v1.Nodes.ListNodes:output_type -> persys.v1.ListNodesResponse
-	45, // 70: persys.v1.Nodes.GetNode:output_type -> persys.v1.Node
-	45, // 71: persys.v1.Nodes.CordonNode:output_type -> persys.v1.Node
-	45, // 72: persys.v1.Nodes.UncordonNode:output_type -> persys.v1.Node
-	45, // 73: persys.v1.Nodes.DrainNode:output_type -> persys.v1.Node
-	45, // 74: persys.v1.Nodes.LabelNode:output_type -> persys.v1.Node
-	20, // 75: persys.v1.Nodes.RemoveNode:output_type -> persys.v1.RemoveNodeResponse
-	22, // 76: persys.v1.Cluster.GetClusterSummary:output_type -> persys.v1.ClusterSummary
-	24, // 77: persys.v1.Cluster.ListMembers:output_type -> persys.v1.ListMembersResponse
-	24, // 78: persys.v1.Cluster.PromoteMember:output_type -> persys.v1.ListMembersResponse
-	24, // 79: persys.v1.Cluster.DemoteMember:output_type -> persys.v1.ListMembersResponse
-	24, // 80: persys.v1.Cluster.RemoveMember:output_type -> persys.v1.ListMembersResponse
-	24, // 81: persys.v1.Cluster.TransferLeadership:output_type -> persys.v1.ListMembersResponse
-	27, // 82: persys.v1.Cluster.CreateToken:output_type -> persys.v1.CreateTokenResponse
-	29, // 83: persys.v1.Cluster.ListTokens:output_type -> persys.v1.ListTokensResponse
-	51, // 84: persys.v1.Cluster.RevokeToken:output_type -> persys.v1.Token
-	32, // 85: persys.v1.Cluster.ListEvents:output_type -> persys.v1.ListEventsResponse
-	52, // 86: persys.v1.Cluster.WatchEvents:output_type -> persys.v1.Event
-	35, // 87: persys.v1.Cluster.Join:output_type -> persys.v1.JoinResponse
-	57, // [57:88] is the sub-list for method output_type
-	26, // [26:57] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	49, // 2: persys.v1.ApplyWorkloadResponse.workload:type_name -> persys.v1.Workload
+	49, // 3: persys.v1.ListWorkloadsResponse.workloads:type_name -> persys.v1.Workload
+	50, // 4: persys.v1.ListRevisionsResponse.revisions:type_name -> persys.v1.Revision
+	0,  // 5: persys.v1.WorkloadPlan.outcome:type_name -> persys.v1.ApplyWorkloadResponse.Outcome
+	13, // 6: persys.v1.WorkloadPlan.changes:type_name -> persys.v1.FieldChange
+	14, // 7: persys.v1.WorkloadPlan.placements:type_name -> persys.v1.PlannedChange
+	1,  // 8: persys.v1.PlannedChange.action:type_name -> persys.v1.PlannedChange.Action
+	51, // 9: persys.v1.Explanation.state:type_name -> persys.v1.State
+	16, // 10: persys.v1.Explanation.replicas:type_name -> persys.v1.ReplicaExplanation
+	51, // 11: persys.v1.ReplicaExplanation.state:type_name -> persys.v1.State
+	52, // 12: persys.v1.ReplicaExplanation.reason:type_name -> persys.v1.Reason
+	49, // 13: persys.v1.WorkloadChange.workload:type_name -> persys.v1.Workload
+	53, // 14: persys.v1.WorkloadLogsRequest.since:type_name -> google.protobuf.Timestamp
+	53, // 15: persys.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	54, // 16: persys.v1.ListNodesResponse.nodes:type_name -> persys.v1.Node
+	55, // 17: persys.v1.DrainNodeRequest.deadline:type_name -> google.protobuf.Duration
+	56, // 18: persys.v1.TaintNodeRequest.set:type_name -> persys.v1.Taint
+	44, // 19: persys.v1.LabelNodeRequest.set:type_name -> persys.v1.LabelNodeRequest.SetEntry
+	57, // 20: persys.v1.ClusterSummary.cluster:type_name -> persys.v1.ClusterInfo
+	45, // 21: persys.v1.ClusterSummary.workloads_by_state:type_name -> persys.v1.ClusterSummary.WorkloadsByStateEntry
+	58, // 22: persys.v1.ClusterSummary.capacity:type_name -> persys.v1.NodeCapacity
+	58, // 23: persys.v1.ClusterSummary.reserved:type_name -> persys.v1.NodeCapacity
+	59, // 24: persys.v1.ListMembersResponse.members:type_name -> persys.v1.Member
+	60, // 25: persys.v1.CreateTokenRequest.role:type_name -> persys.v1.Role
+	55, // 26: persys.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	46, // 27: persys.v1.CreateTokenRequest.labels:type_name -> persys.v1.CreateTokenRequest.LabelsEntry
+	61, // 28: persys.v1.CreateTokenResponse.token:type_name -> persys.v1.Token
+	61, // 29: persys.v1.ListTokensResponse.tokens:type_name -> persys.v1.Token
+	62, // 30: persys.v1.ListEventsResponse.events:type_name -> persys.v1.Event
+	60, // 31: persys.v1.JoinResponse.role:type_name -> persys.v1.Role
+	47, // 32: persys.v1.JoinResponse.labels:type_name -> persys.v1.JoinResponse.LabelsEntry
+	2,  // 33: persys.v1.Workloads.ApplyWorkload:input_type -> persys.v1.ApplyWorkloadRequest
+	4,  // 34: persys.v1.Workloads.GetWorkload:input_type -> persys.v1.GetWorkloadRequest
+	5,  // 35: persys.v1.Workloads.ListWorkloads:input_type -> persys.v1.ListWorkloadsRequest
+	7,  // 36: persys.v1.Workloads.DeleteWorkload:input_type -> persys.v1.DeleteWorkloadRequest
+	8,  // 37: persys.v1.Workloads.ScaleWorkload:input_type -> persys.v1.ScaleWorkloadRequest
+	9,  // 38: persys.v1.Workloads.StartWorkload:input_type -> persys.v1.WorkloadRequest
+	9,  // 39: persys.v1.Workloads.StopWorkload:input_type -> persys.v1.WorkloadRequest
+	9,  // 40: persys.v1.Workloads.RestartWorkload:input_type -> persys.v1.WorkloadRequest
+	9,  // 41: persys.v1.Workloads.RetryWorkload:input_type -> persys.v1.WorkloadRequest
+	9,  // 42: persys.v1.Workloads.ExplainWorkload:input_type -> persys.v1.WorkloadRequest
+	2,  // 43: persys.v1.Workloads.PlanWorkload:input_type -> persys.v1.ApplyWorkloadRequest
+	9,  // 44: persys.v1.Workloads.ListRevisions:input_type -> persys.v1.WorkloadRequest
+	11, // 45: persys.v1.Workloads.RollbackWorkload:input_type -> persys.v1.RollbackWorkloadRequest
+	9,  // 46: persys.v1.Workloads.PromoteWorkload:input_type -> persys.v1.WorkloadRequest
+	9,  // 47: persys.v1.Workloads.RunWorkload:input_type -> persys.v1.WorkloadRequest
+	17, // 48: persys.v1.Workloads.WatchWorkloads:input_type -> persys.v1.WatchWorkloadsRequest
+	19, // 49: persys.v1.Workloads.WorkloadLogs:input_type -> persys.v1.WorkloadLogsRequest
+	21, // 50: persys.v1.Nodes.ListNodes:input_type -> persys.v1.ListNodesRequest
+	23, // 51: persys.v1.Nodes.GetNode:input_type -> persys.v1.NodeRequest
+	23, // 52: persys.v1.Nodes.CordonNode:input_type -> persys.v1.NodeRequest
+	23, // 53: persys.v1.Nodes.UncordonNode:input_type -> persys.v1.NodeRequest
+	24, // 54: persys.v1.Nodes.DrainNode:input_type -> persys.v1.DrainNodeRequest
+	26, // 55: persys.v1.Nodes.LabelNode:input_type -> persys.v1.LabelNodeRequest
+	25, // 56: persys.v1.Nodes.TaintNode:input_type -> persys.v1.TaintNodeRequest
+	23, // 57: persys.v1.Nodes.RemoveNode:input_type -> persys.v1.NodeRequest
+	28, // 58: persys.v1.Cluster.GetClusterSummary:input_type -> persys.v1.ClusterSummaryRequest
+	31, // 59: persys.v1.Cluster.ListMembers:input_type -> persys.v1.ListMembersRequest
+	33, // 60: persys.v1.Cluster.PromoteMember:input_type -> persys.v1.MemberRequest
+	33, // 61: persys.v1.Cluster.DemoteMember:input_type -> persys.v1.MemberRequest
+	33, // 62: persys.v1.Cluster.RemoveMember:input_type -> persys.v1.MemberRequest
+	33, // 63: persys.v1.Cluster.TransferLeadership:input_type -> persys.v1.MemberRequest
+	30, // 64: persys.v1.Cluster.GetSchedulerConfig:input_type -> persys.v1.SchedulerConfigRequest
+	63, // 65: persys.v1.Cluster.SetSchedulerConfig:input_type -> persys.v1.SchedulerConfig
+	34, // 66: persys.v1.Cluster.CreateToken:input_type -> persys.v1.CreateTokenRequest
+	36, // 67: persys.v1.Cluster.ListTokens:input_type -> persys.v1.ListTokensRequest
+	38, // 68: persys.v1.Cluster.RevokeToken:input_type -> persys.v1.TokenRequest
+	39, // 69: persys.v1.Cluster.ListEvents:input_type -> persys.v1.ListEventsRequest
+	41, // 70: persys.v1.Cluster.WatchEvents:input_type -> persys.v1.WatchEventsRequest
+	42, // 71: persys.v1.Cluster.Join:input_type -> persys.v1.JoinRequest
+	3,  // 72: persys.v1.Workloads.ApplyWorkload:output_type -> persys.v1.ApplyWorkloadResponse
+	49, // 73: persys.v1.Workloads.GetWorkload:output_type -> persys.v1.Workload
+	6,  // 74: persys.v1.Workloads.ListWorkloads:output_type -> persys.v1.ListWorkloadsResponse
+	49, // 75: persys.v1.Workloads.DeleteWorkload:output_type -> persys.v1.Workload
+	49, // 76: persys.v1.Workloads.ScaleWorkload:output_type -> persys.v1.Workload
+	49, // 77: persys.v1.Workloads.StartWorkload:output_type -> persys.v1.Workload
+	49, // 78: persys.v1.Workloads.StopWorkload:output_type -> persys.v1.Workload
+	49, // 79: persys.v1.Workloads.RestartWorkload:output_type -> persys.v1.Workload
+	49, // 80: persys.v1.Workloads.RetryWorkload:output_type -> persys.v1.Workload
+	15, // 81: persys.v1.Workloads.ExplainWorkload:output_type -> persys.v1.Explanation
+	12, // 82: persys.v1.Workloads.PlanWorkload:output_type -> persys.v1.WorkloadPlan
+	10, // 83: persys.v1.Workloads.ListRevisions:output_type -> persys.v1.ListRevisionsResponse
+	49, // 84: persys.v1.Workloads.RollbackWorkload:output_type -> persys.v1.Workload
+	49, // 85: persys.v1.Workloads.PromoteWorkload:output_type -> persys.v1.Workload
+	49, // 86: persys.v1.Workloads.RunWorkload:output_type -> persys.v1.Workload
+	18, // 87: persys.v1.Workloads.WatchWorkloads:output_type -> persys.v1.WorkloadChange
+	20, // 88: persys.v1.Workloads.WorkloadLogs:output_type -> persys.v1.LogChunk
+	22, // 89: persys.v1.Nodes.ListNodes:output_type -> persys.v1.ListNodesResponse
+	54, // 90: persys.v1.Nodes.GetNode:output_type -> persys.v1.Node
+	54, // 91: persys.v1.Nodes.CordonNode:output_type -> persys.v1.Node
+	54, // 92: persys.v1.Nodes.UncordonNode:output_type -> persys.v1.Node
+	54, // 93: persys.v1.Nodes.DrainNode:output_type -> persys.v1.Node
+	54, // 94: persys.v1.Nodes.LabelNode:output_type -> persys.v1.Node
+	54, // 95: persys.v1.Nodes.TaintNode:output_type -> persys.v1.Node
+	27, // 96: persys.v1.Nodes.RemoveNode:output_type -> persys.v1.RemoveNodeResponse
+	29, // 97: persys.v1.Cluster.GetClusterSummary:output_type -> persys.v1.ClusterSummary
+	32, // 98: persys.v1.Cluster.ListMembers:output_type -> persys.v1.ListMembersResponse
+	32, // 99: persys.v1.Cluster.PromoteMember:output_type -> persys.v1.ListMembersResponse
+	32, // 100: persys.v1.Cluster.DemoteMember:output_type -> persys.v1.ListMembersResponse
+	32, // 101: persys.v1.Cluster.RemoveMember:output_type -> persys.v1.ListMembersResponse
+	32, // 102: persys.v1.Cluster.TransferLeadership:output_type -> persys.v1.ListMembersResponse
+	63, // 103: persys.v1.Cluster.GetSchedulerConfig:output_type -> persys.v1.SchedulerConfig
+	63, // 104: persys.v1.Cluster.SetSchedulerConfig:output_type -> persys.v1.SchedulerConfig
+	35, // 105: persys.v1.Cluster.CreateToken:output_type -> persys.v1.CreateTokenResponse
+	37, // 106: persys.v1.Cluster.ListTokens:output_type -> persys.v1.ListTokensResponse
+	61, // 107: persys.v1.Cluster.RevokeToken:output_type -> persys.v1.Token
+	40, // 108: persys.v1.Cluster.ListEvents:output_type -> persys.v1.ListEventsResponse
+	62, // 109: persys.v1.Cluster.WatchEvents:output_type -> persys.v1.Event
+	43, // 110: persys.v1.Cluster.Join:output_type -> persys.v1.JoinResponse
+	72, // [72:111] is the sub-list for method output_type
+	33, // [33:72] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_persys_v1_api_proto_init() }
@@ -2546,14 +3140,14 @@ func file_persys_v1_api_proto_init() {
 	}
 	file_persys_v1_types_proto_init()
 	file_persys_v1_api_proto_msgTypes[6].OneofWrappers = []any{}
-	file_persys_v1_api_proto_msgTypes[12].OneofWrappers = []any{}
+	file_persys_v1_api_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_persys_v1_api_proto_rawDesc), len(file_persys_v1_api_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   39,
+			NumEnums:      2,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

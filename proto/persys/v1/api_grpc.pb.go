@@ -22,18 +22,23 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Workloads_ApplyWorkload_FullMethodName   = "/persys.v1.Workloads/ApplyWorkload"
-	Workloads_GetWorkload_FullMethodName     = "/persys.v1.Workloads/GetWorkload"
-	Workloads_ListWorkloads_FullMethodName   = "/persys.v1.Workloads/ListWorkloads"
-	Workloads_DeleteWorkload_FullMethodName  = "/persys.v1.Workloads/DeleteWorkload"
-	Workloads_ScaleWorkload_FullMethodName   = "/persys.v1.Workloads/ScaleWorkload"
-	Workloads_StartWorkload_FullMethodName   = "/persys.v1.Workloads/StartWorkload"
-	Workloads_StopWorkload_FullMethodName    = "/persys.v1.Workloads/StopWorkload"
-	Workloads_RestartWorkload_FullMethodName = "/persys.v1.Workloads/RestartWorkload"
-	Workloads_RetryWorkload_FullMethodName   = "/persys.v1.Workloads/RetryWorkload"
-	Workloads_ExplainWorkload_FullMethodName = "/persys.v1.Workloads/ExplainWorkload"
-	Workloads_WatchWorkloads_FullMethodName  = "/persys.v1.Workloads/WatchWorkloads"
-	Workloads_WorkloadLogs_FullMethodName    = "/persys.v1.Workloads/WorkloadLogs"
+	Workloads_ApplyWorkload_FullMethodName    = "/persys.v1.Workloads/ApplyWorkload"
+	Workloads_GetWorkload_FullMethodName      = "/persys.v1.Workloads/GetWorkload"
+	Workloads_ListWorkloads_FullMethodName    = "/persys.v1.Workloads/ListWorkloads"
+	Workloads_DeleteWorkload_FullMethodName   = "/persys.v1.Workloads/DeleteWorkload"
+	Workloads_ScaleWorkload_FullMethodName    = "/persys.v1.Workloads/ScaleWorkload"
+	Workloads_StartWorkload_FullMethodName    = "/persys.v1.Workloads/StartWorkload"
+	Workloads_StopWorkload_FullMethodName     = "/persys.v1.Workloads/StopWorkload"
+	Workloads_RestartWorkload_FullMethodName  = "/persys.v1.Workloads/RestartWorkload"
+	Workloads_RetryWorkload_FullMethodName    = "/persys.v1.Workloads/RetryWorkload"
+	Workloads_ExplainWorkload_FullMethodName  = "/persys.v1.Workloads/ExplainWorkload"
+	Workloads_PlanWorkload_FullMethodName     = "/persys.v1.Workloads/PlanWorkload"
+	Workloads_ListRevisions_FullMethodName    = "/persys.v1.Workloads/ListRevisions"
+	Workloads_RollbackWorkload_FullMethodName = "/persys.v1.Workloads/RollbackWorkload"
+	Workloads_PromoteWorkload_FullMethodName  = "/persys.v1.Workloads/PromoteWorkload"
+	Workloads_RunWorkload_FullMethodName      = "/persys.v1.Workloads/RunWorkload"
+	Workloads_WatchWorkloads_FullMethodName   = "/persys.v1.Workloads/WatchWorkloads"
+	Workloads_WorkloadLogs_FullMethodName     = "/persys.v1.Workloads/WorkloadLogs"
 )
 
 // WorkloadsClient is the client API for Workloads service.
@@ -55,6 +60,17 @@ type WorkloadsClient interface {
 	RetryWorkload(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*Workload, error)
 	// Why is it pending, why there, why did it fail.
 	ExplainWorkload(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*Explanation, error)
+	// What ApplyWorkload would do, and where replicas would go; nothing is changed.
+	PlanWorkload(ctx context.Context, in *ApplyWorkloadRequest, opts ...grpc.CallOption) (*WorkloadPlan, error)
+	// The revisions that are kept, the newest first.
+	ListRevisions(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*ListRevisionsResponse, error)
+	// Back to an earlier revision: what makes a replica what it is becomes what it
+	// was then; replicas, placement, update and priority stay.
+	RollbackWorkload(ctx context.Context, in *RollbackWorkloadRequest, opts ...grpc.CallOption) (*Workload, error)
+	// Accepts the canaries: the update goes on.
+	PromoteWorkload(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*Workload, error)
+	// A run of a job with a schedule, now; answers with the run.
+	RunWorkload(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*Workload, error)
 	// Answers with what is there, then with each change; ends only with the call.
 	// The watch of one workload that is not there begins with deleted.
 	WatchWorkloads(ctx context.Context, in *WatchWorkloadsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WorkloadChange], error)
@@ -169,6 +185,56 @@ func (c *workloadsClient) ExplainWorkload(ctx context.Context, in *WorkloadReque
 	return out, nil
 }
 
+func (c *workloadsClient) PlanWorkload(ctx context.Context, in *ApplyWorkloadRequest, opts ...grpc.CallOption) (*WorkloadPlan, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WorkloadPlan)
+	err := c.cc.Invoke(ctx, Workloads_PlanWorkload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadsClient) ListRevisions(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*ListRevisionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRevisionsResponse)
+	err := c.cc.Invoke(ctx, Workloads_ListRevisions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadsClient) RollbackWorkload(ctx context.Context, in *RollbackWorkloadRequest, opts ...grpc.CallOption) (*Workload, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Workload)
+	err := c.cc.Invoke(ctx, Workloads_RollbackWorkload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadsClient) PromoteWorkload(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*Workload, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Workload)
+	err := c.cc.Invoke(ctx, Workloads_PromoteWorkload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workloadsClient) RunWorkload(ctx context.Context, in *WorkloadRequest, opts ...grpc.CallOption) (*Workload, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Workload)
+	err := c.cc.Invoke(ctx, Workloads_RunWorkload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *workloadsClient) WatchWorkloads(ctx context.Context, in *WatchWorkloadsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WorkloadChange], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Workloads_ServiceDesc.Streams[0], Workloads_WatchWorkloads_FullMethodName, cOpts...)
@@ -226,6 +292,17 @@ type WorkloadsServer interface {
 	RetryWorkload(context.Context, *WorkloadRequest) (*Workload, error)
 	// Why is it pending, why there, why did it fail.
 	ExplainWorkload(context.Context, *WorkloadRequest) (*Explanation, error)
+	// What ApplyWorkload would do, and where replicas would go; nothing is changed.
+	PlanWorkload(context.Context, *ApplyWorkloadRequest) (*WorkloadPlan, error)
+	// The revisions that are kept, the newest first.
+	ListRevisions(context.Context, *WorkloadRequest) (*ListRevisionsResponse, error)
+	// Back to an earlier revision: what makes a replica what it is becomes what it
+	// was then; replicas, placement, update and priority stay.
+	RollbackWorkload(context.Context, *RollbackWorkloadRequest) (*Workload, error)
+	// Accepts the canaries: the update goes on.
+	PromoteWorkload(context.Context, *WorkloadRequest) (*Workload, error)
+	// A run of a job with a schedule, now; answers with the run.
+	RunWorkload(context.Context, *WorkloadRequest) (*Workload, error)
 	// Answers with what is there, then with each change; ends only with the call.
 	// The watch of one workload that is not there begins with deleted.
 	WatchWorkloads(*WatchWorkloadsRequest, grpc.ServerStreamingServer[WorkloadChange]) error
@@ -269,6 +346,21 @@ func (UnimplementedWorkloadsServer) RetryWorkload(context.Context, *WorkloadRequ
 }
 func (UnimplementedWorkloadsServer) ExplainWorkload(context.Context, *WorkloadRequest) (*Explanation, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainWorkload not implemented")
+}
+func (UnimplementedWorkloadsServer) PlanWorkload(context.Context, *ApplyWorkloadRequest) (*WorkloadPlan, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanWorkload not implemented")
+}
+func (UnimplementedWorkloadsServer) ListRevisions(context.Context, *WorkloadRequest) (*ListRevisionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRevisions not implemented")
+}
+func (UnimplementedWorkloadsServer) RollbackWorkload(context.Context, *RollbackWorkloadRequest) (*Workload, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollbackWorkload not implemented")
+}
+func (UnimplementedWorkloadsServer) PromoteWorkload(context.Context, *WorkloadRequest) (*Workload, error) {
+	return nil, status.Error(codes.Unimplemented, "method PromoteWorkload not implemented")
+}
+func (UnimplementedWorkloadsServer) RunWorkload(context.Context, *WorkloadRequest) (*Workload, error) {
+	return nil, status.Error(codes.Unimplemented, "method RunWorkload not implemented")
 }
 func (UnimplementedWorkloadsServer) WatchWorkloads(*WatchWorkloadsRequest, grpc.ServerStreamingServer[WorkloadChange]) error {
 	return status.Error(codes.Unimplemented, "method WatchWorkloads not implemented")
@@ -477,6 +569,96 @@ func _Workloads_ExplainWorkload_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Workloads_PlanWorkload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyWorkloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadsServer).PlanWorkload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Workloads_PlanWorkload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadsServer).PlanWorkload(ctx, req.(*ApplyWorkloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Workloads_ListRevisions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WorkloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadsServer).ListRevisions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Workloads_ListRevisions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadsServer).ListRevisions(ctx, req.(*WorkloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Workloads_RollbackWorkload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackWorkloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadsServer).RollbackWorkload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Workloads_RollbackWorkload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadsServer).RollbackWorkload(ctx, req.(*RollbackWorkloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Workloads_PromoteWorkload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WorkloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadsServer).PromoteWorkload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Workloads_PromoteWorkload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadsServer).PromoteWorkload(ctx, req.(*WorkloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Workloads_RunWorkload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WorkloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkloadsServer).RunWorkload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Workloads_RunWorkload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkloadsServer).RunWorkload(ctx, req.(*WorkloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Workloads_WatchWorkloads_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchWorkloadsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -546,6 +728,26 @@ var Workloads_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ExplainWorkload",
 			Handler:    _Workloads_ExplainWorkload_Handler,
 		},
+		{
+			MethodName: "PlanWorkload",
+			Handler:    _Workloads_PlanWorkload_Handler,
+		},
+		{
+			MethodName: "ListRevisions",
+			Handler:    _Workloads_ListRevisions_Handler,
+		},
+		{
+			MethodName: "RollbackWorkload",
+			Handler:    _Workloads_RollbackWorkload_Handler,
+		},
+		{
+			MethodName: "PromoteWorkload",
+			Handler:    _Workloads_PromoteWorkload_Handler,
+		},
+		{
+			MethodName: "RunWorkload",
+			Handler:    _Workloads_RunWorkload_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -569,6 +771,7 @@ const (
 	Nodes_UncordonNode_FullMethodName = "/persys.v1.Nodes/UncordonNode"
 	Nodes_DrainNode_FullMethodName    = "/persys.v1.Nodes/DrainNode"
 	Nodes_LabelNode_FullMethodName    = "/persys.v1.Nodes/LabelNode"
+	Nodes_TaintNode_FullMethodName    = "/persys.v1.Nodes/TaintNode"
 	Nodes_RemoveNode_FullMethodName   = "/persys.v1.Nodes/RemoveNode"
 )
 
@@ -585,6 +788,8 @@ type NodesClient interface {
 	// Cordons, and moves the work elsewhere.
 	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*Node, error)
 	LabelNode(ctx context.Context, in *LabelNodeRequest, opts ...grpc.CallOption) (*Node, error)
+	// Taints keep work away that does not tolerate them.
+	TaintNode(ctx context.Context, in *TaintNodeRequest, opts ...grpc.CallOption) (*Node, error)
 	// Forgets a node that is not ready; its work moves.
 	RemoveNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 }
@@ -657,6 +862,16 @@ func (c *nodesClient) LabelNode(ctx context.Context, in *LabelNodeRequest, opts 
 	return out, nil
 }
 
+func (c *nodesClient) TaintNode(ctx context.Context, in *TaintNodeRequest, opts ...grpc.CallOption) (*Node, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Node)
+	err := c.cc.Invoke(ctx, Nodes_TaintNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodesClient) RemoveNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RemoveNodeResponse)
@@ -680,6 +895,8 @@ type NodesServer interface {
 	// Cordons, and moves the work elsewhere.
 	DrainNode(context.Context, *DrainNodeRequest) (*Node, error)
 	LabelNode(context.Context, *LabelNodeRequest) (*Node, error)
+	// Taints keep work away that does not tolerate them.
+	TaintNode(context.Context, *TaintNodeRequest) (*Node, error)
 	// Forgets a node that is not ready; its work moves.
 	RemoveNode(context.Context, *NodeRequest) (*RemoveNodeResponse, error)
 	mustEmbedUnimplementedNodesServer()
@@ -709,6 +926,9 @@ func (UnimplementedNodesServer) DrainNode(context.Context, *DrainNodeRequest) (*
 }
 func (UnimplementedNodesServer) LabelNode(context.Context, *LabelNodeRequest) (*Node, error) {
 	return nil, status.Error(codes.Unimplemented, "method LabelNode not implemented")
+}
+func (UnimplementedNodesServer) TaintNode(context.Context, *TaintNodeRequest) (*Node, error) {
+	return nil, status.Error(codes.Unimplemented, "method TaintNode not implemented")
 }
 func (UnimplementedNodesServer) RemoveNode(context.Context, *NodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
@@ -842,6 +1062,24 @@ func _Nodes_LabelNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_TaintNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TaintNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).TaintNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_TaintNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).TaintNode(ctx, req.(*TaintNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Nodes_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NodeRequest)
 	if err := dec(in); err != nil {
@@ -892,6 +1130,10 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Nodes_LabelNode_Handler,
 		},
 		{
+			MethodName: "TaintNode",
+			Handler:    _Nodes_TaintNode_Handler,
+		},
+		{
 			MethodName: "RemoveNode",
 			Handler:    _Nodes_RemoveNode_Handler,
 		},
@@ -907,6 +1149,8 @@ const (
 	Cluster_DemoteMember_FullMethodName       = "/persys.v1.Cluster/DemoteMember"
 	Cluster_RemoveMember_FullMethodName       = "/persys.v1.Cluster/RemoveMember"
 	Cluster_TransferLeadership_FullMethodName = "/persys.v1.Cluster/TransferLeadership"
+	Cluster_GetSchedulerConfig_FullMethodName = "/persys.v1.Cluster/GetSchedulerConfig"
+	Cluster_SetSchedulerConfig_FullMethodName = "/persys.v1.Cluster/SetSchedulerConfig"
 	Cluster_CreateToken_FullMethodName        = "/persys.v1.Cluster/CreateToken"
 	Cluster_ListTokens_FullMethodName         = "/persys.v1.Cluster/ListTokens"
 	Cluster_RevokeToken_FullMethodName        = "/persys.v1.Cluster/RevokeToken"
@@ -926,6 +1170,8 @@ type ClusterClient interface {
 	RemoveMember(ctx context.Context, in *MemberRequest, opts ...grpc.CallOption) (*ListMembersResponse, error)
 	// To the named member, or to whichever is best.
 	TransferLeadership(ctx context.Context, in *MemberRequest, opts ...grpc.CallOption) (*ListMembersResponse, error)
+	GetSchedulerConfig(ctx context.Context, in *SchedulerConfigRequest, opts ...grpc.CallOption) (*SchedulerConfig, error)
+	SetSchedulerConfig(ctx context.Context, in *SchedulerConfig, opts ...grpc.CallOption) (*SchedulerConfig, error)
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
 	RevokeToken(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*Token, error)
@@ -997,6 +1243,26 @@ func (c *clusterClient) TransferLeadership(ctx context.Context, in *MemberReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListMembersResponse)
 	err := c.cc.Invoke(ctx, Cluster_TransferLeadership_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) GetSchedulerConfig(ctx context.Context, in *SchedulerConfigRequest, opts ...grpc.CallOption) (*SchedulerConfig, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SchedulerConfig)
+	err := c.cc.Invoke(ctx, Cluster_GetSchedulerConfig_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) SetSchedulerConfig(ctx context.Context, in *SchedulerConfig, opts ...grpc.CallOption) (*SchedulerConfig, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SchedulerConfig)
+	err := c.cc.Invoke(ctx, Cluster_SetSchedulerConfig_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1083,6 +1349,8 @@ type ClusterServer interface {
 	RemoveMember(context.Context, *MemberRequest) (*ListMembersResponse, error)
 	// To the named member, or to whichever is best.
 	TransferLeadership(context.Context, *MemberRequest) (*ListMembersResponse, error)
+	GetSchedulerConfig(context.Context, *SchedulerConfigRequest) (*SchedulerConfig, error)
+	SetSchedulerConfig(context.Context, *SchedulerConfig) (*SchedulerConfig, error)
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
 	RevokeToken(context.Context, *TokenRequest) (*Token, error)
@@ -1117,6 +1385,12 @@ func (UnimplementedClusterServer) RemoveMember(context.Context, *MemberRequest) 
 }
 func (UnimplementedClusterServer) TransferLeadership(context.Context, *MemberRequest) (*ListMembersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedClusterServer) GetSchedulerConfig(context.Context, *SchedulerConfigRequest) (*SchedulerConfig, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSchedulerConfig not implemented")
+}
+func (UnimplementedClusterServer) SetSchedulerConfig(context.Context, *SchedulerConfig) (*SchedulerConfig, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetSchedulerConfig not implemented")
 }
 func (UnimplementedClusterServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
@@ -1265,6 +1539,42 @@ func _Cluster_TransferLeadership_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_GetSchedulerConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SchedulerConfigRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).GetSchedulerConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_GetSchedulerConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).GetSchedulerConfig(ctx, req.(*SchedulerConfigRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cluster_SetSchedulerConfig_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SchedulerConfig)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).SetSchedulerConfig(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_SetSchedulerConfig_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).SetSchedulerConfig(ctx, req.(*SchedulerConfig))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cluster_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateTokenRequest)
 	if err := dec(in); err != nil {
@@ -1396,6 +1706,14 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _Cluster_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "GetSchedulerConfig",
+			Handler:    _Cluster_GetSchedulerConfig_Handler,
+		},
+		{
+			MethodName: "SetSchedulerConfig",
+			Handler:    _Cluster_SetSchedulerConfig_Handler,
 		},
 		{
 			MethodName: "CreateToken",

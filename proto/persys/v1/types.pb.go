@@ -294,6 +294,10 @@ const (
 	// Nothing wrong: it is waiting for a place.
 	ReasonCode_NO_PLACEMENT ReasonCode = 28
 	ReasonCode_UNHEALTHY    ReasonCode = 29
+	// It had to make room for work of a higher priority.
+	ReasonCode_PREEMPTED ReasonCode = 30
+	// A rollout did not get on before its deadline.
+	ReasonCode_PROGRESS_DEADLINE ReasonCode = 31
 )
 
 // Enum value maps for ReasonCode.
@@ -329,6 +333,8 @@ var (
 		27: "NODE_LOST",
 		28: "NO_PLACEMENT",
 		29: "UNHEALTHY",
+		30: "PREEMPTED",
+		31: "PROGRESS_DEADLINE",
 	}
 	ReasonCode_value = map[string]int32{
 		"REASON_UNSPECIFIED":           0,
@@ -361,6 +367,8 @@ var (
 		"NODE_LOST":                    27,
 		"NO_PLACEMENT":                 28,
 		"UNHEALTHY":                    29,
+		"PREEMPTED":                    30,
+		"PROGRESS_DEADLINE":            31,
 	}
 )
 
@@ -439,6 +447,118 @@ func (PlacementPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_persys_v1_types_proto_rawDescGZIP(), []int{5}
 }
 
+type TaintEffect int32
+
+const (
+	// No new work.
+	TaintEffect_NO_SCHEDULE TaintEffect = 0
+	// No new work where there is another place.
+	TaintEffect_PREFER_NO_SCHEDULE TaintEffect = 1
+	// No new work, and what runs has to leave.
+	TaintEffect_NO_EXECUTE TaintEffect = 2
+)
+
+// Enum value maps for TaintEffect.
+var (
+	TaintEffect_name = map[int32]string{
+		0: "NO_SCHEDULE",
+		1: "PREFER_NO_SCHEDULE",
+		2: "NO_EXECUTE",
+	}
+	TaintEffect_value = map[string]int32{
+		"NO_SCHEDULE":        0,
+		"PREFER_NO_SCHEDULE": 1,
+		"NO_EXECUTE":         2,
+	}
+)
+
+func (x TaintEffect) Enum() *TaintEffect {
+	p := new(TaintEffect)
+	*p = x
+	return p
+}
+
+func (x TaintEffect) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TaintEffect) Descriptor() protoreflect.EnumDescriptor {
+	return file_persys_v1_types_proto_enumTypes[6].Descriptor()
+}
+
+func (TaintEffect) Type() protoreflect.EnumType {
+	return &file_persys_v1_types_proto_enumTypes[6]
+}
+
+func (x TaintEffect) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TaintEffect.Descriptor instead.
+func (TaintEffect) EnumDescriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+type RolloutState int32
+
+const (
+	RolloutState_ROLLOUT_STATE_UNSPECIFIED RolloutState = 0
+	RolloutState_ROLLOUT_PROGRESSING       RolloutState = 1
+	// All canaries are healthy, or not yet; persys rollout promote goes on.
+	RolloutState_ROLLOUT_AWAITING_PROMOTION RolloutState = 2
+	RolloutState_ROLLOUT_COMPLETED          RolloutState = 3
+	RolloutState_ROLLOUT_FAILED             RolloutState = 4
+	// The spec was taken back to the revision in previous.
+	RolloutState_ROLLOUT_ROLLED_BACK RolloutState = 5
+)
+
+// Enum value maps for RolloutState.
+var (
+	RolloutState_name = map[int32]string{
+		0: "ROLLOUT_STATE_UNSPECIFIED",
+		1: "ROLLOUT_PROGRESSING",
+		2: "ROLLOUT_AWAITING_PROMOTION",
+		3: "ROLLOUT_COMPLETED",
+		4: "ROLLOUT_FAILED",
+		5: "ROLLOUT_ROLLED_BACK",
+	}
+	RolloutState_value = map[string]int32{
+		"ROLLOUT_STATE_UNSPECIFIED":  0,
+		"ROLLOUT_PROGRESSING":        1,
+		"ROLLOUT_AWAITING_PROMOTION": 2,
+		"ROLLOUT_COMPLETED":          3,
+		"ROLLOUT_FAILED":             4,
+		"ROLLOUT_ROLLED_BACK":        5,
+	}
+)
+
+func (x RolloutState) Enum() *RolloutState {
+	p := new(RolloutState)
+	*p = x
+	return p
+}
+
+func (x RolloutState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutState) Descriptor() protoreflect.EnumDescriptor {
+	return file_persys_v1_types_proto_enumTypes[7].Descriptor()
+}
+
+func (RolloutState) Type() protoreflect.EnumType {
+	return &file_persys_v1_types_proto_enumTypes[7]
+}
+
+func (x RolloutState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutState.Descriptor instead.
+func (RolloutState) EnumDescriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{7}
+}
+
 type NodeState int32
 
 const (
@@ -475,11 +595,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_persys_v1_types_proto_enumTypes[6].Descriptor()
+	return file_persys_v1_types_proto_enumTypes[8].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_persys_v1_types_proto_enumTypes[6]
+	return &file_persys_v1_types_proto_enumTypes[8]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -488,7 +608,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 type Role int32
@@ -536,11 +656,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_persys_v1_types_proto_enumTypes[7].Descriptor()
+	return file_persys_v1_types_proto_enumTypes[9].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_persys_v1_types_proto_enumTypes[7]
+	return &file_persys_v1_types_proto_enumTypes[9]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -549,7 +669,66 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{9}
+}
+
+type DriftKind int32
+
+const (
+	DriftKind_DRIFT_KIND_UNSPECIFIED DriftKind = 0
+	// It runs, and nobody wants it there.
+	DriftKind_ORPHAN_ON_AGENT DriftKind = 1
+	// It is wanted in another state than it is in.
+	DriftKind_STATE_MISMATCH DriftKind = 2
+	// It runs as it was at another revision.
+	DriftKind_REVISION_MISMATCH DriftKind = 3
+	// It is wanted, and was there, and is not any more.
+	DriftKind_MISSING_ON_AGENT DriftKind = 4
+)
+
+// Enum value maps for DriftKind.
+var (
+	DriftKind_name = map[int32]string{
+		0: "DRIFT_KIND_UNSPECIFIED",
+		1: "ORPHAN_ON_AGENT",
+		2: "STATE_MISMATCH",
+		3: "REVISION_MISMATCH",
+		4: "MISSING_ON_AGENT",
+	}
+	DriftKind_value = map[string]int32{
+		"DRIFT_KIND_UNSPECIFIED": 0,
+		"ORPHAN_ON_AGENT":        1,
+		"STATE_MISMATCH":         2,
+		"REVISION_MISMATCH":      3,
+		"MISSING_ON_AGENT":       4,
+	}
+)
+
+func (x DriftKind) Enum() *DriftKind {
+	p := new(DriftKind)
+	*p = x
+	return p
+}
+
+func (x DriftKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DriftKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_persys_v1_types_proto_enumTypes[10].Descriptor()
+}
+
+func (DriftKind) Type() protoreflect.EnumType {
+	return &file_persys_v1_types_proto_enumTypes[10]
+}
+
+func (x DriftKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DriftKind.Descriptor instead.
+func (DriftKind) EnumDescriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 type EventType int32
@@ -572,6 +751,11 @@ const (
 	EventType_LEADER_CHANGED         EventType = 14
 	EventType_MEMBER_CHANGED         EventType = 15
 	EventType_TOKEN_CHANGED          EventType = 16
+	EventType_WORKLOAD_PREEMPTED     EventType = 17
+	EventType_ROLLOUT_CHANGED        EventType = 18
+	EventType_RUN_STARTED            EventType = 19
+	EventType_REBALANCED             EventType = 20
+	EventType_SCHEDULER_CHANGED      EventType = 21
 )
 
 // Enum value maps for EventType.
@@ -594,6 +778,11 @@ var (
 		14: "LEADER_CHANGED",
 		15: "MEMBER_CHANGED",
 		16: "TOKEN_CHANGED",
+		17: "WORKLOAD_PREEMPTED",
+		18: "ROLLOUT_CHANGED",
+		19: "RUN_STARTED",
+		20: "REBALANCED",
+		21: "SCHEDULER_CHANGED",
 	}
 	EventType_value = map[string]int32{
 		"EVENT_TYPE_UNSPECIFIED": 0,
@@ -613,6 +802,11 @@ var (
 		"LEADER_CHANGED":         14,
 		"MEMBER_CHANGED":         15,
 		"TOKEN_CHANGED":          16,
+		"WORKLOAD_PREEMPTED":     17,
+		"ROLLOUT_CHANGED":        18,
+		"RUN_STARTED":            19,
+		"REBALANCED":             20,
+		"SCHEDULER_CHANGED":      21,
 	}
 )
 
@@ -627,11 +821,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_persys_v1_types_proto_enumTypes[8].Descriptor()
+	return file_persys_v1_types_proto_enumTypes[11].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_persys_v1_types_proto_enumTypes[8]
+	return &file_persys_v1_types_proto_enumTypes[11]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -640,7 +834,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 type Constraint_Operator int32
@@ -687,11 +881,11 @@ func (x Constraint_Operator) String() string {
 }
 
 func (Constraint_Operator) Descriptor() protoreflect.EnumDescriptor {
-	return file_persys_v1_types_proto_enumTypes[9].Descriptor()
+	return file_persys_v1_types_proto_enumTypes[12].Descriptor()
 }
 
 func (Constraint_Operator) Type() protoreflect.EnumType {
-	return &file_persys_v1_types_proto_enumTypes[9]
+	return &file_persys_v1_types_proto_enumTypes[12]
 }
 
 func (x Constraint_Operator) Number() protoreflect.EnumNumber {
@@ -700,7 +894,58 @@ func (x Constraint_Operator) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Constraint_Operator.Descriptor instead.
 func (Constraint_Operator) EnumDescriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{2, 0}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{4, 0}
+}
+
+type Schedule_Concurrency int32
+
+const (
+	// A run that is due while another one goes on is left out.
+	Schedule_FORBID Schedule_Concurrency = 0
+	Schedule_ALLOW  Schedule_Concurrency = 1
+	// The one that goes on is deleted.
+	Schedule_REPLACE Schedule_Concurrency = 2
+)
+
+// Enum value maps for Schedule_Concurrency.
+var (
+	Schedule_Concurrency_name = map[int32]string{
+		0: "FORBID",
+		1: "ALLOW",
+		2: "REPLACE",
+	}
+	Schedule_Concurrency_value = map[string]int32{
+		"FORBID":  0,
+		"ALLOW":   1,
+		"REPLACE": 2,
+	}
+)
+
+func (x Schedule_Concurrency) Enum() *Schedule_Concurrency {
+	p := new(Schedule_Concurrency)
+	*p = x
+	return p
+}
+
+func (x Schedule_Concurrency) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Schedule_Concurrency) Descriptor() protoreflect.EnumDescriptor {
+	return file_persys_v1_types_proto_enumTypes[13].Descriptor()
+}
+
+func (Schedule_Concurrency) Type() protoreflect.EnumType {
+	return &file_persys_v1_types_proto_enumTypes[13]
+}
+
+func (x Schedule_Concurrency) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Schedule_Concurrency.Descriptor instead.
+func (Schedule_Concurrency) EnumDescriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type RestartPolicy_Condition int32
@@ -740,11 +985,11 @@ func (x RestartPolicy_Condition) String() string {
 }
 
 func (RestartPolicy_Condition) Descriptor() protoreflect.EnumDescriptor {
-	return file_persys_v1_types_proto_enumTypes[10].Descriptor()
+	return file_persys_v1_types_proto_enumTypes[14].Descriptor()
 }
 
 func (RestartPolicy_Condition) Type() protoreflect.EnumType {
-	return &file_persys_v1_types_proto_enumTypes[10]
+	return &file_persys_v1_types_proto_enumTypes[14]
 }
 
 func (x RestartPolicy_Condition) Number() protoreflect.EnumNumber {
@@ -753,7 +998,7 @@ func (x RestartPolicy_Condition) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RestartPolicy_Condition.Descriptor instead.
 func (RestartPolicy_Condition) EnumDescriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{5, 0}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type ContainerSpec_PullPolicy int32
@@ -790,11 +1035,11 @@ func (x ContainerSpec_PullPolicy) String() string {
 }
 
 func (ContainerSpec_PullPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_persys_v1_types_proto_enumTypes[11].Descriptor()
+	return file_persys_v1_types_proto_enumTypes[15].Descriptor()
 }
 
 func (ContainerSpec_PullPolicy) Type() protoreflect.EnumType {
-	return &file_persys_v1_types_proto_enumTypes[11]
+	return &file_persys_v1_types_proto_enumTypes[15]
 }
 
 func (x ContainerSpec_PullPolicy) Number() protoreflect.EnumNumber {
@@ -803,7 +1048,7 @@ func (x ContainerSpec_PullPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ContainerSpec_PullPolicy.Descriptor instead.
 func (ContainerSpec_PullPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{9, 0}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // Reason is why something is not as desired.
@@ -888,10 +1133,14 @@ func (x *Reason) GetRetryable() bool {
 // written as people write them: cpu in cores ("1.5") or thousandths ("500m"),
 // memory and disk in bytes with an optional suffix k, M, G, T, Ki, Mi, Gi, Ti.
 type Resources struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cpu           string                 `protobuf:"bytes,1,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	Memory        string                 `protobuf:"bytes,2,opt,name=memory,proto3" json:"memory,omitempty"`
-	Disk          string                 `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Cpu    string                 `protobuf:"bytes,1,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory string                 `protobuf:"bytes,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	Disk   string                 `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	// Devices of the node that only this replica has.
+	Devices []*DeviceRequest `protobuf:"bytes,4,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Room in storage pools of the node.
+	Storage       []*StorageRequest `protobuf:"bytes,5,rep,name=storage,proto3" json:"storage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,7 +1196,147 @@ func (x *Resources) GetDisk() string {
 	return ""
 }
 
-// Constraint is a condition on a node's labels.
+func (x *Resources) GetDevices() []*DeviceRequest {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *Resources) GetStorage() []*StorageRequest {
+	if x != nil {
+		return x.Storage
+	}
+	return nil
+}
+
+type DeviceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As the node's configuration calls it, such as "gpu" or "nvidia/a100".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Default 1.
+	Count int32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Conditions on the device's attributes; all must hold.
+	Constraints   []*Constraint `protobuf:"bytes,3,rep,name=constraints,proto3" json:"constraints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceRequest) Reset() {
+	*x = DeviceRequest{}
+	mi := &file_persys_v1_types_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceRequest) ProtoMessage() {}
+
+func (x *DeviceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceRequest.ProtoReflect.Descriptor instead.
+func (*DeviceRequest) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DeviceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeviceRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *DeviceRequest) GetConstraints() []*Constraint {
+	if x != nil {
+		return x.Constraints
+	}
+	return nil
+}
+
+type StorageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the pool; empty: any pool of the driver.
+	Pool string `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	// local, nfs, …; empty: whatever the pool's is.
+	Driver string `protobuf:"bytes,2,opt,name=driver,proto3" json:"driver,omitempty"`
+	// Bytes with an optional suffix.
+	Size          string `protobuf:"bytes,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StorageRequest) Reset() {
+	*x = StorageRequest{}
+	mi := &file_persys_v1_types_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StorageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StorageRequest) ProtoMessage() {}
+
+func (x *StorageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StorageRequest.ProtoReflect.Descriptor instead.
+func (*StorageRequest) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StorageRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *StorageRequest) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *StorageRequest) GetSize() string {
+	if x != nil {
+		return x.Size
+	}
+	return ""
+}
+
+// Constraint is a condition on labels.
 type Constraint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Label         string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
@@ -959,7 +1348,7 @@ type Constraint struct {
 
 func (x *Constraint) Reset() {
 	*x = Constraint{}
-	mi := &file_persys_v1_types_proto_msgTypes[2]
+	mi := &file_persys_v1_types_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1360,7 @@ func (x *Constraint) String() string {
 func (*Constraint) ProtoMessage() {}
 
 func (x *Constraint) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[2]
+	mi := &file_persys_v1_types_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1373,7 @@ func (x *Constraint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
 func (*Constraint) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{2}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Constraint) GetLabel() string {
@@ -1016,14 +1405,26 @@ type Placement struct {
 	// Short form: label = value for each.
 	NodeLabels map[string]string `protobuf:"bytes,3,rep,name=node_labels,json=nodeLabels,proto3" json:"node_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Node ids; empty means any.
-	Nodes         []string `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Nodes []string `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// Node pools; empty means "default", "*" any.
+	Pools []string `protobuf:"bytes,5,rep,name=pools,proto3" json:"pools,omitempty"`
+	// Preferences for nodes with certain labels.
+	Affinities []*Affinity `protobuf:"bytes,6,rep,name=affinities,proto3" json:"affinities,omitempty"`
+	// To be with other workloads, or away from them.
+	WorkloadAffinities []*WorkloadAffinity `protobuf:"bytes,7,rep,name=workload_affinities,json=workloadAffinities,proto3" json:"workload_affinities,omitempty"`
+	// Even or weighted distribution over the values of labels.
+	Spread []*Spread `protobuf:"bytes,8,rep,name=spread,proto3" json:"spread,omitempty"`
+	// Taints that do not keep this workload away.
+	Tolerations []*Toleration `protobuf:"bytes,9,rep,name=tolerations,proto3" json:"tolerations,omitempty"`
+	// At most so many replicas of the workload on one node; 0 means no bound.
+	MaxPerNode    int32 `protobuf:"varint,10,opt,name=max_per_node,json=maxPerNode,proto3" json:"max_per_node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_persys_v1_types_proto_msgTypes[3]
+	mi := &file_persys_v1_types_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1436,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[3]
+	mi := &file_persys_v1_types_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1449,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{3}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Placement) GetPolicy() PlacementPolicy {
@@ -1079,17 +1480,483 @@ func (x *Placement) GetNodes() []string {
 	return nil
 }
 
+func (x *Placement) GetPools() []string {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+func (x *Placement) GetAffinities() []*Affinity {
+	if x != nil {
+		return x.Affinities
+	}
+	return nil
+}
+
+func (x *Placement) GetWorkloadAffinities() []*WorkloadAffinity {
+	if x != nil {
+		return x.WorkloadAffinities
+	}
+	return nil
+}
+
+func (x *Placement) GetSpread() []*Spread {
+	if x != nil {
+		return x.Spread
+	}
+	return nil
+}
+
+func (x *Placement) GetTolerations() []*Toleration {
+	if x != nil {
+		return x.Tolerations
+	}
+	return nil
+}
+
+func (x *Placement) GetMaxPerNode() int32 {
+	if x != nil {
+		return x.MaxPerNode
+	}
+	return 0
+}
+
+// Affinity is a preference: nodes for which the condition holds are better by
+// weight, or worse where it is negative.
+type Affinity struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Label    string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	Operator Constraint_Operator    `protobuf:"varint,2,opt,name=operator,proto3,enum=persys.v1.Constraint_Operator" json:"operator,omitempty"`
+	Values   []string               `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	// -100 to 100, not 0; default 50.
+	Weight        *int32 `protobuf:"varint,4,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Affinity) Reset() {
+	*x = Affinity{}
+	mi := &file_persys_v1_types_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Affinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Affinity) ProtoMessage() {}
+
+func (x *Affinity) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
+func (*Affinity) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Affinity) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Affinity) GetOperator() Constraint_Operator {
+	if x != nil {
+		return x.Operator
+	}
+	return Constraint_IN
+}
+
+func (x *Affinity) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *Affinity) GetWeight() int32 {
+	if x != nil && x.Weight != nil {
+		return *x.Weight
+	}
+	return 0
+}
+
+// WorkloadAffinity speaks of where replicas of other workloads are assigned, and
+// of this one's own where the conditions hold for it too.
+type WorkloadAffinity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A workload by its id, or all with these labels; exactly one is given.
+	Workload string            `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Labels   map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Nodes with one value of this label count as one place; empty: each node is one.
+	Topology string `protobuf:"bytes,3,opt,name=topology,proto3" json:"topology,omitempty"`
+	// Away from them instead of with them.
+	Anti bool `protobuf:"varint,4,opt,name=anti,proto3" json:"anti,omitempty"`
+	// 0: a hard condition; 1 to 100: a preference.
+	Weight        int32 `protobuf:"varint,5,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkloadAffinity) Reset() {
+	*x = WorkloadAffinity{}
+	mi := &file_persys_v1_types_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkloadAffinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkloadAffinity) ProtoMessage() {}
+
+func (x *WorkloadAffinity) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkloadAffinity.ProtoReflect.Descriptor instead.
+func (*WorkloadAffinity) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WorkloadAffinity) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *WorkloadAffinity) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *WorkloadAffinity) GetTopology() string {
+	if x != nil {
+		return x.Topology
+	}
+	return ""
+}
+
+func (x *WorkloadAffinity) GetAnti() bool {
+	if x != nil {
+		return x.Anti
+	}
+	return false
+}
+
+func (x *WorkloadAffinity) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// Spread distributes the workload's replicas over the values of a label.
+type Spread struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Label string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// 1 to 100, default 50: against affinities and other spreads.
+	Weight int32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Shares of values; what they leave of 100 goes to all others. Empty: even.
+	Targets []*SpreadTarget `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty"`
+	// No value may have more than so many replicas beyond the one with fewest: a hard
+	// condition, and nodes without the label are out. 0: a preference.
+	MaxSkew       int32 `protobuf:"varint,4,opt,name=max_skew,json=maxSkew,proto3" json:"max_skew,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spread) Reset() {
+	*x = Spread{}
+	mi := &file_persys_v1_types_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spread) ProtoMessage() {}
+
+func (x *Spread) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spread.ProtoReflect.Descriptor instead.
+func (*Spread) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Spread) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Spread) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Spread) GetTargets() []*SpreadTarget {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *Spread) GetMaxSkew() int32 {
+	if x != nil {
+		return x.MaxSkew
+	}
+	return 0
+}
+
+type SpreadTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Value string                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	// 0 to 100.
+	Percent       int32 `protobuf:"varint,2,opt,name=percent,proto3" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SpreadTarget) Reset() {
+	*x = SpreadTarget{}
+	mi := &file_persys_v1_types_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SpreadTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SpreadTarget) ProtoMessage() {}
+
+func (x *SpreadTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SpreadTarget.ProtoReflect.Descriptor instead.
+func (*SpreadTarget) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SpreadTarget) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SpreadTarget) GetPercent() int32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+// Taint keeps work away from a node unless the work tolerates it.
+type Taint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Effect        TaintEffect            `protobuf:"varint,3,opt,name=effect,proto3,enum=persys.v1.TaintEffect" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Taint) Reset() {
+	*x = Taint{}
+	mi := &file_persys_v1_types_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Taint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Taint) ProtoMessage() {}
+
+func (x *Taint) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Taint.ProtoReflect.Descriptor instead.
+func (*Taint) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Taint) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Taint) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Taint) GetEffect() TaintEffect {
+	if x != nil {
+		return x.Effect
+	}
+	return TaintEffect_NO_SCHEDULE
+}
+
+// Toleration is of the taints with this key (empty: all), and this value where
+// one is given, and this effect where one is given.
+type Toleration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         *string                `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`
+	Effect        *TaintEffect           `protobuf:"varint,3,opt,name=effect,proto3,enum=persys.v1.TaintEffect,oneof" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Toleration) Reset() {
+	*x = Toleration{}
+	mi := &file_persys_v1_types_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Toleration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Toleration) ProtoMessage() {}
+
+func (x *Toleration) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Toleration.ProtoReflect.Descriptor instead.
+func (*Toleration) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Toleration) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Toleration) GetValue() string {
+	if x != nil && x.Value != nil {
+		return *x.Value
+	}
+	return ""
+}
+
+func (x *Toleration) GetEffect() TaintEffect {
+	if x != nil && x.Effect != nil {
+		return *x.Effect
+	}
+	return TaintEffect_NO_SCHEDULE
+}
+
 type UpdateStrategy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many replicas may be out of service for the update at once; default 1.
-	MaxParallel   int32 `protobuf:"varint,1,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	MaxParallel int32 `protobuf:"varint,1,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	// Never fewer than so many serve, by number or in percent of replicas ("75%"),
+	// on account of an update or a drain; empty: max_parallel alone decides.
+	MinHealthy string `protobuf:"bytes,2,opt,name=min_healthy,json=minHealthy,proto3" json:"min_healthy,omitempty"`
+	// So many replicas more than wanted run at the new revision while the update goes
+	// on, so that old ones are replaced only once there are new ones that serve.
+	MaxSurge int32 `protobuf:"varint,3,opt,name=max_surge,json=maxSurge,proto3" json:"max_surge,omitempty"`
+	// A new replica counts as healthy once it has run for so long without a restart;
+	// default 10.
+	MinHealthySeconds *int32 `protobuf:"varint,4,opt,name=min_healthy_seconds,json=minHealthySeconds,proto3,oneof" json:"min_healthy_seconds,omitempty"`
+	// A new replica that is not healthy after so long has failed; default 300.
+	HealthyDeadlineSeconds *int32 `protobuf:"varint,5,opt,name=healthy_deadline_seconds,json=healthyDeadlineSeconds,proto3,oneof" json:"healthy_deadline_seconds,omitempty"`
+	// An update in which for so long no further replica has become healthy has failed;
+	// default 600; 0: never.
+	ProgressDeadlineSeconds *int32 `protobuf:"varint,6,opt,name=progress_deadline_seconds,json=progressDeadlineSeconds,proto3,oneof" json:"progress_deadline_seconds,omitempty"`
+	// So many replicas beyond those wanted run at the new revision, and the rest is
+	// not touched, before the update is promoted.
+	Canary int32 `protobuf:"varint,7,opt,name=canary,proto3" json:"canary,omitempty"`
+	// Promoted as soon as all canaries are healthy.
+	AutoPromote bool `protobuf:"varint,8,opt,name=auto_promote,json=autoPromote,proto3" json:"auto_promote,omitempty"`
+	// An update that has failed is taken back: the spec becomes the last one that was
+	// rolled out in full.
+	AutoRollback  bool `protobuf:"varint,9,opt,name=auto_rollback,json=autoRollback,proto3" json:"auto_rollback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateStrategy) Reset() {
 	*x = UpdateStrategy{}
-	mi := &file_persys_v1_types_proto_msgTypes[4]
+	mi := &file_persys_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1968,7 @@ func (x *UpdateStrategy) String() string {
 func (*UpdateStrategy) ProtoMessage() {}
 
 func (x *UpdateStrategy) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[4]
+	mi := &file_persys_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1981,7 @@ func (x *UpdateStrategy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStrategy.ProtoReflect.Descriptor instead.
 func (*UpdateStrategy) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateStrategy) GetMaxParallel() int32 {
@@ -1122,6 +1989,219 @@ func (x *UpdateStrategy) GetMaxParallel() int32 {
 		return x.MaxParallel
 	}
 	return 0
+}
+
+func (x *UpdateStrategy) GetMinHealthy() string {
+	if x != nil {
+		return x.MinHealthy
+	}
+	return ""
+}
+
+func (x *UpdateStrategy) GetMaxSurge() int32 {
+	if x != nil {
+		return x.MaxSurge
+	}
+	return 0
+}
+
+func (x *UpdateStrategy) GetMinHealthySeconds() int32 {
+	if x != nil && x.MinHealthySeconds != nil {
+		return *x.MinHealthySeconds
+	}
+	return 0
+}
+
+func (x *UpdateStrategy) GetHealthyDeadlineSeconds() int32 {
+	if x != nil && x.HealthyDeadlineSeconds != nil {
+		return *x.HealthyDeadlineSeconds
+	}
+	return 0
+}
+
+func (x *UpdateStrategy) GetProgressDeadlineSeconds() int32 {
+	if x != nil && x.ProgressDeadlineSeconds != nil {
+		return *x.ProgressDeadlineSeconds
+	}
+	return 0
+}
+
+func (x *UpdateStrategy) GetCanary() int32 {
+	if x != nil {
+		return x.Canary
+	}
+	return 0
+}
+
+func (x *UpdateStrategy) GetAutoPromote() bool {
+	if x != nil {
+		return x.AutoPromote
+	}
+	return false
+}
+
+func (x *UpdateStrategy) GetAutoRollback() bool {
+	if x != nil {
+		return x.AutoRollback
+	}
+	return false
+}
+
+// Preemption is what a workload does to others, and they to it, where room is
+// short.
+type Preemption struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It waits rather than take the place of work of a lower priority.
+	NeverPreempts bool `protobuf:"varint,1,opt,name=never_preempts,json=neverPreempts,proto3" json:"never_preempts,omitempty"`
+	// Its replicas are never stopped to make room.
+	Protected     bool `protobuf:"varint,2,opt,name=protected,proto3" json:"protected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preemption) Reset() {
+	*x = Preemption{}
+	mi := &file_persys_v1_types_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preemption) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preemption) ProtoMessage() {}
+
+func (x *Preemption) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preemption.ProtoReflect.Descriptor instead.
+func (*Preemption) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Preemption) GetNeverPreempts() bool {
+	if x != nil {
+		return x.NeverPreempts
+	}
+	return false
+}
+
+func (x *Preemption) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
+// Schedule makes a job run again and again. Each run is a workload of its own,
+// "<id>-<minutes since 1970>", made from the job's spec at that time.
+type Schedule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Five fields (minute, hour, day of month, month, day of week), or @hourly, @daily,
+	// @weekly, @monthly, @yearly.
+	Cron string `protobuf:"bytes,1,opt,name=cron,proto3" json:"cron,omitempty"`
+	// IANA name; default UTC.
+	Timezone    string               `protobuf:"bytes,2,opt,name=timezone,proto3" json:"timezone,omitempty"`
+	Concurrency Schedule_Concurrency `protobuf:"varint,3,opt,name=concurrency,proto3,enum=persys.v1.Schedule_Concurrency" json:"concurrency,omitempty"`
+	// A run that could not be started so long after it was due is left out; default
+	// 3600.
+	StartDeadlineSeconds *int32 `protobuf:"varint,4,opt,name=start_deadline_seconds,json=startDeadlineSeconds,proto3,oneof" json:"start_deadline_seconds,omitempty"`
+	// Finished runs that are kept; default 3 and 3.
+	KeepCompleted *int32 `protobuf:"varint,5,opt,name=keep_completed,json=keepCompleted,proto3,oneof" json:"keep_completed,omitempty"`
+	KeepFailed    *int32 `protobuf:"varint,6,opt,name=keep_failed,json=keepFailed,proto3,oneof" json:"keep_failed,omitempty"`
+	// No runs while it is true.
+	Suspend       bool `protobuf:"varint,7,opt,name=suspend,proto3" json:"suspend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_persys_v1_types_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Schedule) GetCron() string {
+	if x != nil {
+		return x.Cron
+	}
+	return ""
+}
+
+func (x *Schedule) GetTimezone() string {
+	if x != nil {
+		return x.Timezone
+	}
+	return ""
+}
+
+func (x *Schedule) GetConcurrency() Schedule_Concurrency {
+	if x != nil {
+		return x.Concurrency
+	}
+	return Schedule_FORBID
+}
+
+func (x *Schedule) GetStartDeadlineSeconds() int32 {
+	if x != nil && x.StartDeadlineSeconds != nil {
+		return *x.StartDeadlineSeconds
+	}
+	return 0
+}
+
+func (x *Schedule) GetKeepCompleted() int32 {
+	if x != nil && x.KeepCompleted != nil {
+		return *x.KeepCompleted
+	}
+	return 0
+}
+
+func (x *Schedule) GetKeepFailed() int32 {
+	if x != nil && x.KeepFailed != nil {
+		return *x.KeepFailed
+	}
+	return 0
+}
+
+func (x *Schedule) GetSuspend() bool {
+	if x != nil {
+		return x.Suspend
+	}
+	return false
 }
 
 type RestartPolicy struct {
@@ -1135,7 +2215,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_persys_v1_types_proto_msgTypes[5]
+	mi := &file_persys_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +2227,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[5]
+	mi := &file_persys_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +2240,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RestartPolicy) GetCondition() RestartPolicy_Condition {
@@ -1196,8 +2276,11 @@ type WorkloadSpec struct {
 	// Higher goes first where capacity is short; 0 to 100, default 50.
 	Priority *int32 `protobuf:"varint,11,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// At most one running instance of a replica, ever. Always so for VMs.
-	Exclusive bool              `protobuf:"varint,12,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
-	Env       map[string]string `protobuf:"bytes,13,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Exclusive  bool              `protobuf:"varint,12,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	Env        map[string]string `protobuf:"bytes,13,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Preemption *Preemption       `protobuf:"bytes,14,opt,name=preemption,proto3" json:"preemption,omitempty"`
+	// For kind job only.
+	Schedule *Schedule `protobuf:"bytes,15,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	// Types that are valid to be assigned to Spec:
 	//
 	//	*WorkloadSpec_Container
@@ -1211,7 +2294,7 @@ type WorkloadSpec struct {
 
 func (x *WorkloadSpec) Reset() {
 	*x = WorkloadSpec{}
-	mi := &file_persys_v1_types_proto_msgTypes[6]
+	mi := &file_persys_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +2306,7 @@ func (x *WorkloadSpec) String() string {
 func (*WorkloadSpec) ProtoMessage() {}
 
 func (x *WorkloadSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[6]
+	mi := &file_persys_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +2319,7 @@ func (x *WorkloadSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadSpec.ProtoReflect.Descriptor instead.
 func (*WorkloadSpec) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WorkloadSpec) GetId() string {
@@ -1330,6 +2413,20 @@ func (x *WorkloadSpec) GetEnv() map[string]string {
 	return nil
 }
 
+func (x *WorkloadSpec) GetPreemption() *Preemption {
+	if x != nil {
+		return x.Preemption
+	}
+	return nil
+}
+
+func (x *WorkloadSpec) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
 func (x *WorkloadSpec) GetSpec() isWorkloadSpec_Spec {
 	if x != nil {
 		return x.Spec
@@ -1416,7 +2513,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_persys_v1_types_proto_msgTypes[7]
+	mi := &file_persys_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +2525,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[7]
+	mi := &file_persys_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +2538,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Port) GetHostPort() int32 {
@@ -1484,7 +2581,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_persys_v1_types_proto_msgTypes[8]
+	mi := &file_persys_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +2593,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[8]
+	mi := &file_persys_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +2606,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Mount) GetHostPath() string {
@@ -1561,7 +2658,7 @@ type ContainerSpec struct {
 
 func (x *ContainerSpec) Reset() {
 	*x = ContainerSpec{}
-	mi := &file_persys_v1_types_proto_msgTypes[9]
+	mi := &file_persys_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +2670,7 @@ func (x *ContainerSpec) String() string {
 func (*ContainerSpec) ProtoMessage() {}
 
 func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[9]
+	mi := &file_persys_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +2683,7 @@ func (x *ContainerSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerSpec.ProtoReflect.Descriptor instead.
 func (*ContainerSpec) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ContainerSpec) GetImage() string {
@@ -1716,7 +2813,7 @@ type ComposeSpec struct {
 
 func (x *ComposeSpec) Reset() {
 	*x = ComposeSpec{}
-	mi := &file_persys_v1_types_proto_msgTypes[10]
+	mi := &file_persys_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +2825,7 @@ func (x *ComposeSpec) String() string {
 func (*ComposeSpec) ProtoMessage() {}
 
 func (x *ComposeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[10]
+	mi := &file_persys_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +2838,7 @@ func (x *ComposeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ComposeSpec.ProtoReflect.Descriptor instead.
 func (*ComposeSpec) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ComposeSpec) GetSourceType() string {
@@ -1800,7 +2897,7 @@ type VmSpec struct {
 
 func (x *VmSpec) Reset() {
 	*x = VmSpec{}
-	mi := &file_persys_v1_types_proto_msgTypes[11]
+	mi := &file_persys_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2909,7 @@ func (x *VmSpec) String() string {
 func (*VmSpec) ProtoMessage() {}
 
 func (x *VmSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[11]
+	mi := &file_persys_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2922,7 @@ func (x *VmSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VmSpec.ProtoReflect.Descriptor instead.
 func (*VmSpec) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VmSpec) GetVcpus() int32 {
@@ -1881,7 +2978,7 @@ type VmDisk struct {
 
 func (x *VmDisk) Reset() {
 	*x = VmDisk{}
-	mi := &file_persys_v1_types_proto_msgTypes[12]
+	mi := &file_persys_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +2990,7 @@ func (x *VmDisk) String() string {
 func (*VmDisk) ProtoMessage() {}
 
 func (x *VmDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[12]
+	mi := &file_persys_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +3003,7 @@ func (x *VmDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VmDisk.ProtoReflect.Descriptor instead.
 func (*VmDisk) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VmDisk) GetPoolName() string {
@@ -1941,7 +3038,7 @@ type VmNetwork struct {
 
 func (x *VmNetwork) Reset() {
 	*x = VmNetwork{}
-	mi := &file_persys_v1_types_proto_msgTypes[13]
+	mi := &file_persys_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +3050,7 @@ func (x *VmNetwork) String() string {
 func (*VmNetwork) ProtoMessage() {}
 
 func (x *VmNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[13]
+	mi := &file_persys_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +3063,7 @@ func (x *VmNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VmNetwork.ProtoReflect.Descriptor instead.
 func (*VmNetwork) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VmNetwork) GetBridge() string {
@@ -2002,7 +3099,7 @@ type CloudInit struct {
 
 func (x *CloudInit) Reset() {
 	*x = CloudInit{}
-	mi := &file_persys_v1_types_proto_msgTypes[14]
+	mi := &file_persys_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +3111,7 @@ func (x *CloudInit) String() string {
 func (*CloudInit) ProtoMessage() {}
 
 func (x *CloudInit) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[14]
+	mi := &file_persys_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +3124,7 @@ func (x *CloudInit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloudInit.ProtoReflect.Descriptor instead.
 func (*CloudInit) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CloudInit) GetUserData() string {
@@ -2078,7 +3175,7 @@ type ProcessSpec struct {
 
 func (x *ProcessSpec) Reset() {
 	*x = ProcessSpec{}
-	mi := &file_persys_v1_types_proto_msgTypes[15]
+	mi := &file_persys_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +3187,7 @@ func (x *ProcessSpec) String() string {
 func (*ProcessSpec) ProtoMessage() {}
 
 func (x *ProcessSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[15]
+	mi := &file_persys_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +3200,7 @@ func (x *ProcessSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessSpec.ProtoReflect.Descriptor instead.
 func (*ProcessSpec) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessSpec) GetCommand() string {
@@ -2173,14 +3270,21 @@ type Workload struct {
 	ResourceVersion int64           `protobuf:"varint,7,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
 	Status          *WorkloadStatus `protobuf:"bytes,8,opt,name=status,proto3" json:"status,omitempty"`
 	// In answers only.
-	Replicas      []*Replica `protobuf:"bytes,9,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Replicas []*Replica `protobuf:"bytes,9,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// In answers only.
+	Rollout *Rollout `protobuf:"bytes,10,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	// The revision whose canaries were accepted.
+	PromotedRevision string `protobuf:"bytes,11,opt,name=promoted_revision,json=promotedRevision,proto3" json:"promoted_revision,omitempty"`
+	// The job with a schedule that this is a run of, and when it was due.
+	Parent        string                 `protobuf:"bytes,12,opt,name=parent,proto3" json:"parent,omitempty"`
+	ScheduledTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=scheduled_time,json=scheduledTime,proto3" json:"scheduled_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_persys_v1_types_proto_msgTypes[16]
+	mi := &file_persys_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +3296,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[16]
+	mi := &file_persys_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +3309,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Workload) GetSpec() *WorkloadSpec {
@@ -2271,6 +3375,34 @@ func (x *Workload) GetReplicas() []*Replica {
 	return nil
 }
 
+func (x *Workload) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+func (x *Workload) GetPromotedRevision() string {
+	if x != nil {
+		return x.PromotedRevision
+	}
+	return ""
+}
+
+func (x *Workload) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Workload) GetScheduledTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScheduledTime
+	}
+	return nil
+}
+
 // Revision is stored at /revisions/<workload-id>/<revision>: the spec as it was,
 // for as long as an assignment runs it or history keeps it.
 type Revision struct {
@@ -2285,7 +3417,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_persys_v1_types_proto_msgTypes[17]
+	mi := &file_persys_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +3429,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[17]
+	mi := &file_persys_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +3442,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Revision) GetSpec() *WorkloadSpec {
@@ -2341,6 +3473,152 @@ func (x *Revision) GetUid() string {
 	return ""
 }
 
+// Rollout is how the newest revision of a service is being brought to its
+// replicas, stored at /workloads/<id>/rollout.
+type Rollout struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	State    RolloutState           `protobuf:"varint,1,opt,name=state,proto3,enum=persys.v1.RolloutState" json:"state,omitempty"`
+	Revision string                 `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The last revision that was rolled out in full.
+	Previous  string                 `protobuf:"bytes,3,opt,name=previous,proto3" json:"previous,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// When a replica last became healthy, or the rollout began.
+	ProgressTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=progress_time,json=progressTime,proto3" json:"progress_time,omitempty"`
+	EndTime      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Reason       *Reason                `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Desired      int32                  `protobuf:"varint,8,opt,name=desired,proto3" json:"desired,omitempty"`
+	Updated      int32                  `protobuf:"varint,9,opt,name=updated,proto3" json:"updated,omitempty"`
+	Healthy      int32                  `protobuf:"varint,10,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Canaries     int32                  `protobuf:"varint,11,opt,name=canaries,proto3" json:"canaries,omitempty"`
+	// Of the workload's restart_generation: a restart is a rollout too.
+	RestartGeneration int64 `protobuf:"varint,12,opt,name=restart_generation,json=restartGeneration,proto3" json:"restart_generation,omitempty"`
+	// A revision that failed and was taken back.
+	FailedRevision string `protobuf:"bytes,13,opt,name=failed_revision,json=failedRevision,proto3" json:"failed_revision,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_persys_v1_types_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Rollout) GetState() RolloutState {
+	if x != nil {
+		return x.State
+	}
+	return RolloutState_ROLLOUT_STATE_UNSPECIFIED
+}
+
+func (x *Rollout) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *Rollout) GetPrevious() string {
+	if x != nil {
+		return x.Previous
+	}
+	return ""
+}
+
+func (x *Rollout) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *Rollout) GetProgressTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProgressTime
+	}
+	return nil
+}
+
+func (x *Rollout) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *Rollout) GetReason() *Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return nil
+}
+
+func (x *Rollout) GetDesired() int32 {
+	if x != nil {
+		return x.Desired
+	}
+	return 0
+}
+
+func (x *Rollout) GetUpdated() int32 {
+	if x != nil {
+		return x.Updated
+	}
+	return 0
+}
+
+func (x *Rollout) GetHealthy() int32 {
+	if x != nil {
+		return x.Healthy
+	}
+	return 0
+}
+
+func (x *Rollout) GetCanaries() int32 {
+	if x != nil {
+		return x.Canaries
+	}
+	return 0
+}
+
+func (x *Rollout) GetRestartGeneration() int64 {
+	if x != nil {
+		return x.RestartGeneration
+	}
+	return 0
+}
+
+func (x *Rollout) GetFailedRevision() string {
+	if x != nil {
+		return x.FailedRevision
+	}
+	return ""
+}
+
 // WorkloadStatus is stored at /workloads/<id>/status.
 type WorkloadStatus struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -2352,15 +3630,19 @@ type WorkloadStatus struct {
 	Assigned int32  `protobuf:"varint,5,opt,name=assigned,proto3" json:"assigned,omitempty"`
 	Running  int32  `protobuf:"varint,6,opt,name=running,proto3" json:"running,omitempty"`
 	// Running at the current revision.
-	Updated       int32 `protobuf:"varint,7,opt,name=updated,proto3" json:"updated,omitempty"`
-	Failed        int32 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	Updated int32 `protobuf:"varint,7,opt,name=updated,proto3" json:"updated,omitempty"`
+	Failed  int32 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Of a job with a schedule.
+	LastRun       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_run,json=lastRun,proto3" json:"last_run,omitempty"`
+	NextRun       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=next_run,json=nextRun,proto3" json:"next_run,omitempty"`
+	ActiveRuns    int32                  `protobuf:"varint,11,opt,name=active_runs,json=activeRuns,proto3" json:"active_runs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_persys_v1_types_proto_msgTypes[18]
+	mi := &file_persys_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +3654,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[18]
+	mi := &file_persys_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +3667,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WorkloadStatus) GetState() State {
@@ -2444,6 +3726,27 @@ func (x *WorkloadStatus) GetFailed() int32 {
 	return 0
 }
 
+func (x *WorkloadStatus) GetLastRun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastRun
+	}
+	return nil
+}
+
+func (x *WorkloadStatus) GetNextRun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRun
+	}
+	return nil
+}
+
+func (x *WorkloadStatus) GetActiveRuns() int32 {
+	if x != nil {
+		return x.ActiveRuns
+	}
+	return 0
+}
+
 // Assignment is stored at /assignments/<workload-id>/<replica>.
 type Assignment struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -2469,14 +3772,16 @@ type Assignment struct {
 	Exclusive         bool  `protobuf:"varint,15,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
 	RestartGeneration int64 `protobuf:"varint,16,opt,name=restart_generation,json=restartGeneration,proto3" json:"restart_generation,omitempty"`
 	// Why this node, in a few words.
-	Explanation   string `protobuf:"bytes,17,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	Explanation   string             `protobuf:"bytes,17,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	Devices       []*AssignedDevice  `protobuf:"bytes,18,rep,name=devices,proto3" json:"devices,omitempty"`
+	Storage       []*AssignedStorage `protobuf:"bytes,19,rep,name=storage,proto3" json:"storage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_persys_v1_types_proto_msgTypes[19]
+	mi := &file_persys_v1_types_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +3793,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[19]
+	mi := &file_persys_v1_types_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +3806,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Assignment) GetWorkloadId() string {
@@ -2623,6 +3928,143 @@ func (x *Assignment) GetExplanation() string {
 	return ""
 }
 
+func (x *Assignment) GetDevices() []*AssignedDevice {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *Assignment) GetStorage() []*AssignedStorage {
+	if x != nil {
+		return x.Storage
+	}
+	return nil
+}
+
+// AssignedDevice is what of a DeviceRequest a replica was given.
+type AssignedDevice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Ids   []string               `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`
+	// Device files, for containers.
+	Paths         []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedDevice) Reset() {
+	*x = AssignedDevice{}
+	mi := &file_persys_v1_types_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedDevice) ProtoMessage() {}
+
+func (x *AssignedDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedDevice.ProtoReflect.Descriptor instead.
+func (*AssignedDevice) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *AssignedDevice) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AssignedDevice) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *AssignedDevice) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+// AssignedStorage is room that is reserved in a pool.
+type AssignedStorage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedStorage) Reset() {
+	*x = AssignedStorage{}
+	mi := &file_persys_v1_types_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedStorage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedStorage) ProtoMessage() {}
+
+func (x *AssignedStorage) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedStorage.ProtoReflect.Descriptor instead.
+func (*AssignedStorage) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AssignedStorage) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *AssignedStorage) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *AssignedStorage) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 // Replica is the observed state of one assignment, stored at
 // /replicas/<workload-id>/<replica>.
 type Replica struct {
@@ -2650,7 +4092,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_persys_v1_types_proto_msgTypes[20]
+	mi := &file_persys_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +4104,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[20]
+	mi := &file_persys_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +4117,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Replica) GetWorkloadId() string {
@@ -2803,7 +4245,7 @@ type Retry struct {
 
 func (x *Retry) Reset() {
 	*x = Retry{}
-	mi := &file_persys_v1_types_proto_msgTypes[21]
+	mi := &file_persys_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +4257,7 @@ func (x *Retry) String() string {
 func (*Retry) ProtoMessage() {}
 
 func (x *Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[21]
+	mi := &file_persys_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +4270,7 @@ func (x *Retry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry.ProtoReflect.Descriptor instead.
 func (*Retry) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Retry) GetWorkloadId() string {
@@ -2928,13 +4370,21 @@ type Node struct {
 	Reserved        *NodeCapacity          `protobuf:"bytes,22,opt,name=reserved,proto3" json:"reserved,omitempty"`
 	Assignments     int32                  `protobuf:"varint,23,opt,name=assignments,proto3" json:"assignments,omitempty"`
 	ResourceVersion int64                  `protobuf:"varint,24,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of the agent's configuration; "default" where it says nothing.
+	Pool string `protobuf:"bytes,25,opt,name=pool,proto3" json:"pool,omitempty"`
+	// Of the agent's configuration.
+	Taints []*Taint `protobuf:"bytes,26,rep,name=taints,proto3" json:"taints,omitempty"`
+	// Set with `persys node taint`.
+	UserTaints    []*Taint       `protobuf:"bytes,27,rep,name=user_taints,json=userTaints,proto3" json:"user_taints,omitempty"`
+	Devices       []*Device      `protobuf:"bytes,28,rep,name=devices,proto3" json:"devices,omitempty"`
+	StoragePools  []*StoragePool `protobuf:"bytes,29,rep,name=storage_pools,json=storagePools,proto3" json:"storage_pools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_persys_v1_types_proto_msgTypes[22]
+	mi := &file_persys_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +4396,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[22]
+	mi := &file_persys_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +4409,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Node) GetId() string {
@@ -3130,6 +4580,181 @@ func (x *Node) GetResourceVersion() int64 {
 	return 0
 }
 
+func (x *Node) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *Node) GetTaints() []*Taint {
+	if x != nil {
+		return x.Taints
+	}
+	return nil
+}
+
+func (x *Node) GetUserTaints() []*Taint {
+	if x != nil {
+		return x.UserTaints
+	}
+	return nil
+}
+
+func (x *Node) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *Node) GetStoragePools() []*StoragePool {
+	if x != nil {
+		return x.StoragePools
+	}
+	return nil
+}
+
+// Device is a group of equal devices of a node, from its agent's configuration.
+type Device struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// One for each device.
+	Ids []string `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`
+	// Device files that come with each, in the order of ids; may be left out.
+	Paths         []string          `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	Attributes    map[string]string `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_persys_v1_types_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Device) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Device) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *Device) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *Device) GetAttributes() map[string]string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+// StoragePool is where a node keeps data of workloads.
+type StoragePool struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Driver        string                 `protobuf:"bytes,2,opt,name=driver,proto3" json:"driver,omitempty"`
+	CapacityBytes int64                  `protobuf:"varint,3,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoragePool) Reset() {
+	*x = StoragePool{}
+	mi := &file_persys_v1_types_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoragePool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoragePool) ProtoMessage() {}
+
+func (x *StoragePool) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoragePool.ProtoReflect.Descriptor instead.
+func (*StoragePool) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *StoragePool) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StoragePool) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *StoragePool) GetCapacityBytes() int64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *StoragePool) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type NodeCapacity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CpuMillis     int64                  `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
@@ -3141,7 +4766,7 @@ type NodeCapacity struct {
 
 func (x *NodeCapacity) Reset() {
 	*x = NodeCapacity{}
-	mi := &file_persys_v1_types_proto_msgTypes[23]
+	mi := &file_persys_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +4778,7 @@ func (x *NodeCapacity) String() string {
 func (*NodeCapacity) ProtoMessage() {}
 
 func (x *NodeCapacity) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[23]
+	mi := &file_persys_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +4791,7 @@ func (x *NodeCapacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCapacity.ProtoReflect.Descriptor instead.
 func (*NodeCapacity) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeCapacity) GetCpuMillis() int64 {
@@ -3205,7 +4830,7 @@ type RuntimeInfo struct {
 
 func (x *RuntimeInfo) Reset() {
 	*x = RuntimeInfo{}
-	mi := &file_persys_v1_types_proto_msgTypes[24]
+	mi := &file_persys_v1_types_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +4842,7 @@ func (x *RuntimeInfo) String() string {
 func (*RuntimeInfo) ProtoMessage() {}
 
 func (x *RuntimeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[24]
+	mi := &file_persys_v1_types_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +4855,7 @@ func (x *RuntimeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuntimeInfo.ProtoReflect.Descriptor instead.
 func (*RuntimeInfo) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RuntimeInfo) GetType() WorkloadType {
@@ -3282,7 +4907,7 @@ type NodeUsage struct {
 
 func (x *NodeUsage) Reset() {
 	*x = NodeUsage{}
-	mi := &file_persys_v1_types_proto_msgTypes[25]
+	mi := &file_persys_v1_types_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +4919,7 @@ func (x *NodeUsage) String() string {
 func (*NodeUsage) ProtoMessage() {}
 
 func (x *NodeUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[25]
+	mi := &file_persys_v1_types_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +4932,7 @@ func (x *NodeUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUsage.ProtoReflect.Descriptor instead.
 func (*NodeUsage) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NodeUsage) GetCpuPercent() float64 {
@@ -3361,7 +4986,7 @@ type ReplicaUsage struct {
 
 func (x *ReplicaUsage) Reset() {
 	*x = ReplicaUsage{}
-	mi := &file_persys_v1_types_proto_msgTypes[26]
+	mi := &file_persys_v1_types_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +4998,7 @@ func (x *ReplicaUsage) String() string {
 func (*ReplicaUsage) ProtoMessage() {}
 
 func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[26]
+	mi := &file_persys_v1_types_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +5011,7 @@ func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
 func (*ReplicaUsage) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReplicaUsage) GetWorkloadId() string {
@@ -3458,7 +5083,7 @@ type NodeLease struct {
 
 func (x *NodeLease) Reset() {
 	*x = NodeLease{}
-	mi := &file_persys_v1_types_proto_msgTypes[27]
+	mi := &file_persys_v1_types_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +5095,7 @@ func (x *NodeLease) String() string {
 func (*NodeLease) ProtoMessage() {}
 
 func (x *NodeLease) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[27]
+	mi := &file_persys_v1_types_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +5108,7 @@ func (x *NodeLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLease.ProtoReflect.Descriptor instead.
 func (*NodeLease) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{27}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NodeLease) GetLeaseId() int64 {
@@ -3541,7 +5166,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_persys_v1_types_proto_msgTypes[28]
+	mi := &file_persys_v1_types_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3553,7 +5178,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[28]
+	mi := &file_persys_v1_types_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3566,7 +5191,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{28}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Member) GetId() string {
@@ -3692,7 +5317,7 @@ type LeaderEpoch struct {
 
 func (x *LeaderEpoch) Reset() {
 	*x = LeaderEpoch{}
-	mi := &file_persys_v1_types_proto_msgTypes[29]
+	mi := &file_persys_v1_types_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3704,7 +5329,7 @@ func (x *LeaderEpoch) String() string {
 func (*LeaderEpoch) ProtoMessage() {}
 
 func (x *LeaderEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[29]
+	mi := &file_persys_v1_types_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3717,7 +5342,7 @@ func (x *LeaderEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderEpoch.ProtoReflect.Descriptor instead.
 func (*LeaderEpoch) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{29}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LeaderEpoch) GetEpoch() int64 {
@@ -3746,7 +5371,7 @@ type ClusterInfo struct {
 
 func (x *ClusterInfo) Reset() {
 	*x = ClusterInfo{}
-	mi := &file_persys_v1_types_proto_msgTypes[30]
+	mi := &file_persys_v1_types_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +5383,7 @@ func (x *ClusterInfo) String() string {
 func (*ClusterInfo) ProtoMessage() {}
 
 func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[30]
+	mi := &file_persys_v1_types_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +5396,7 @@ func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterInfo.ProtoReflect.Descriptor instead.
 func (*ClusterInfo) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{30}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ClusterInfo) GetId() string {
@@ -3815,7 +5440,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_persys_v1_types_proto_msgTypes[31]
+	mi := &file_persys_v1_types_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +5452,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[31]
+	mi := &file_persys_v1_types_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +5465,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{31}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Token) GetId() string {
@@ -3920,7 +5545,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_persys_v1_types_proto_msgTypes[32]
+	mi := &file_persys_v1_types_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +5557,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[32]
+	mi := &file_persys_v1_types_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +5570,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{32}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Certificate) GetSerial() string {
@@ -3983,6 +5608,98 @@ func (x *Certificate) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// SchedulerConfig is stored at /system/scheduler: what users have set for the whole
+// cluster.
+type SchedulerConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Work is moved where the cluster has become uneven.
+	Rebalance bool `protobuf:"varint,1,opt,name=rebalance,proto3" json:"rebalance,omitempty"`
+	// At most so many replicas are moved in an interval; default 5.
+	RebalanceMoves int32 `protobuf:"varint,2,opt,name=rebalance_moves,json=rebalanceMoves,proto3" json:"rebalance_moves,omitempty"`
+	// Default 300.
+	RebalanceIntervalSeconds int32 `protobuf:"varint,3,opt,name=rebalance_interval_seconds,json=rebalanceIntervalSeconds,proto3" json:"rebalance_interval_seconds,omitempty"`
+	// Moves are made only from nodes that are fuller by so many percent points than
+	// those that they go to; default 20.
+	RebalanceThreshold int32 `protobuf:"varint,4,opt,name=rebalance_threshold,json=rebalanceThreshold,proto3" json:"rebalance_threshold,omitempty"`
+	// Nothing is stopped to make room for work of a higher priority.
+	NoPreemption    bool  `protobuf:"varint,5,opt,name=no_preemption,json=noPreemption,proto3" json:"no_preemption,omitempty"`
+	ResourceVersion int64 `protobuf:"varint,6,opt,name=resource_version,json=resourceVersion,proto3" json:"resource_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SchedulerConfig) Reset() {
+	*x = SchedulerConfig{}
+	mi := &file_persys_v1_types_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SchedulerConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SchedulerConfig) ProtoMessage() {}
+
+func (x *SchedulerConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_persys_v1_types_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SchedulerConfig.ProtoReflect.Descriptor instead.
+func (*SchedulerConfig) Descriptor() ([]byte, []int) {
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *SchedulerConfig) GetRebalance() bool {
+	if x != nil {
+		return x.Rebalance
+	}
+	return false
+}
+
+func (x *SchedulerConfig) GetRebalanceMoves() int32 {
+	if x != nil {
+		return x.RebalanceMoves
+	}
+	return 0
+}
+
+func (x *SchedulerConfig) GetRebalanceIntervalSeconds() int32 {
+	if x != nil {
+		return x.RebalanceIntervalSeconds
+	}
+	return 0
+}
+
+func (x *SchedulerConfig) GetRebalanceThreshold() int32 {
+	if x != nil {
+		return x.RebalanceThreshold
+	}
+	return 0
+}
+
+func (x *SchedulerConfig) GetNoPreemption() bool {
+	if x != nil {
+		return x.NoPreemption
+	}
+	return false
+}
+
+func (x *SchedulerConfig) GetResourceVersion() int64 {
+	if x != nil {
+		return x.ResourceVersion
+	}
+	return 0
+}
+
 // Event is stored at /events/<timestamp>-<n>; the newest few thousand are kept.
 type Event struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -3996,14 +5713,15 @@ type Event struct {
 	// Who asked for it: an identity, or "system".
 	Actor string `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`
 	// The end of its key; in answers only.
-	Id            string `protobuf:"bytes,9,opt,name=id,proto3" json:"id,omitempty"`
+	Id            string    `protobuf:"bytes,9,opt,name=id,proto3" json:"id,omitempty"`
+	Drift         DriftKind `protobuf:"varint,10,opt,name=drift,proto3,enum=persys.v1.DriftKind" json:"drift,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_persys_v1_types_proto_msgTypes[33]
+	mi := &file_persys_v1_types_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +5733,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_persys_v1_types_proto_msgTypes[33]
+	mi := &file_persys_v1_types_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +5746,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_persys_v1_types_proto_rawDescGZIP(), []int{33}
+	return file_persys_v1_types_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -4094,6 +5812,13 @@ func (x *Event) GetId() string {
 	return ""
 }
 
+func (x *Event) GetDrift() DriftKind {
+	if x != nil {
+		return x.Drift
+	}
+	return DriftKind_DRIFT_KIND_UNSPECIFIED
+}
+
 var File_persys_v1_types_proto protoreflect.FileDescriptor
 
 const file_persys_v1_types_proto_rawDesc = "" +
@@ -4104,11 +5829,21 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12C\n" +
 	"\x0flast_transition\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastTransition\x12>\n" +
 	"\rnext_retry_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vnextRetryAt\x12\x1c\n" +
-	"\tretryable\x18\x05 \x01(\bR\tretryable\"I\n" +
+	"\tretryable\x18\x05 \x01(\bR\tretryable\"\xb2\x01\n" +
 	"\tResources\x12\x10\n" +
 	"\x03cpu\x18\x01 \x01(\tR\x03cpu\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\tR\x06memory\x12\x12\n" +
-	"\x04disk\x18\x03 \x01(\tR\x04disk\"\xc9\x01\n" +
+	"\x04disk\x18\x03 \x01(\tR\x04disk\x122\n" +
+	"\adevices\x18\x04 \x03(\v2\x18.persys.v1.DeviceRequestR\adevices\x123\n" +
+	"\astorage\x18\x05 \x03(\v2\x19.persys.v1.StorageRequestR\astorage\"r\n" +
+	"\rDeviceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x05R\x05count\x127\n" +
+	"\vconstraints\x18\x03 \x03(\v2\x15.persys.v1.ConstraintR\vconstraints\"P\n" +
+	"\x0eStorageRequest\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x16\n" +
+	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\tR\x04size\"\xc9\x01\n" +
 	"\n" +
 	"Constraint\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12:\n" +
@@ -4123,18 +5858,95 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"NOT_EXISTS\x10\x03\x12\v\n" +
 	"\aGREATER\x10\x04\x12\b\n" +
-	"\x04LESS\x10\x05\"\x94\x02\n" +
+	"\x04LESS\x10\x05\"\xb3\x04\n" +
 	"\tPlacement\x122\n" +
 	"\x06policy\x18\x01 \x01(\x0e2\x1a.persys.v1.PlacementPolicyR\x06policy\x127\n" +
 	"\vconstraints\x18\x02 \x03(\v2\x15.persys.v1.ConstraintR\vconstraints\x12E\n" +
 	"\vnode_labels\x18\x03 \x03(\v2$.persys.v1.Placement.NodeLabelsEntryR\n" +
 	"nodeLabels\x12\x14\n" +
-	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x1a=\n" +
+	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12\x14\n" +
+	"\x05pools\x18\x05 \x03(\tR\x05pools\x123\n" +
+	"\n" +
+	"affinities\x18\x06 \x03(\v2\x13.persys.v1.AffinityR\n" +
+	"affinities\x12L\n" +
+	"\x13workload_affinities\x18\a \x03(\v2\x1b.persys.v1.WorkloadAffinityR\x12workloadAffinities\x12)\n" +
+	"\x06spread\x18\b \x03(\v2\x11.persys.v1.SpreadR\x06spread\x127\n" +
+	"\vtolerations\x18\t \x03(\v2\x15.persys.v1.TolerationR\vtolerations\x12 \n" +
+	"\fmax_per_node\x18\n" +
+	" \x01(\x05R\n" +
+	"maxPerNode\x1a=\n" +
 	"\x0fNodeLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"3\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x01\n" +
+	"\bAffinity\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12:\n" +
+	"\boperator\x18\x02 \x01(\x0e2\x1e.persys.v1.Constraint.OperatorR\boperator\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\x12\x1b\n" +
+	"\x06weight\x18\x04 \x01(\x05H\x00R\x06weight\x88\x01\x01B\t\n" +
+	"\a_weight\"\xf2\x01\n" +
+	"\x10WorkloadAffinity\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x12?\n" +
+	"\x06labels\x18\x02 \x03(\v2'.persys.v1.WorkloadAffinity.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\btopology\x18\x03 \x01(\tR\btopology\x12\x12\n" +
+	"\x04anti\x18\x04 \x01(\bR\x04anti\x12\x16\n" +
+	"\x06weight\x18\x05 \x01(\x05R\x06weight\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x06Spread\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\x05R\x06weight\x121\n" +
+	"\atargets\x18\x03 \x03(\v2\x17.persys.v1.SpreadTargetR\atargets\x12\x19\n" +
+	"\bmax_skew\x18\x04 \x01(\x05R\amaxSkew\">\n" +
+	"\fSpreadTarget\x12\x14\n" +
+	"\x05value\x18\x01 \x01(\tR\x05value\x12\x18\n" +
+	"\apercent\x18\x02 \x01(\x05R\apercent\"_\n" +
+	"\x05Taint\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12.\n" +
+	"\x06effect\x18\x03 \x01(\x0e2\x16.persys.v1.TaintEffectR\x06effect\"\x83\x01\n" +
+	"\n" +
+	"Toleration\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
+	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x88\x01\x01\x123\n" +
+	"\x06effect\x18\x03 \x01(\x0e2\x16.persys.v1.TaintEffectH\x01R\x06effect\x88\x01\x01B\b\n" +
+	"\x06_valueB\t\n" +
+	"\a_effect\"\xd9\x03\n" +
 	"\x0eUpdateStrategy\x12!\n" +
-	"\fmax_parallel\x18\x01 \x01(\x05R\vmaxParallel\"\xb5\x01\n" +
+	"\fmax_parallel\x18\x01 \x01(\x05R\vmaxParallel\x12\x1f\n" +
+	"\vmin_healthy\x18\x02 \x01(\tR\n" +
+	"minHealthy\x12\x1b\n" +
+	"\tmax_surge\x18\x03 \x01(\x05R\bmaxSurge\x123\n" +
+	"\x13min_healthy_seconds\x18\x04 \x01(\x05H\x00R\x11minHealthySeconds\x88\x01\x01\x12=\n" +
+	"\x18healthy_deadline_seconds\x18\x05 \x01(\x05H\x01R\x16healthyDeadlineSeconds\x88\x01\x01\x12?\n" +
+	"\x19progress_deadline_seconds\x18\x06 \x01(\x05H\x02R\x17progressDeadlineSeconds\x88\x01\x01\x12\x16\n" +
+	"\x06canary\x18\a \x01(\x05R\x06canary\x12!\n" +
+	"\fauto_promote\x18\b \x01(\bR\vautoPromote\x12#\n" +
+	"\rauto_rollback\x18\t \x01(\bR\fautoRollbackB\x16\n" +
+	"\x14_min_healthy_secondsB\x1b\n" +
+	"\x19_healthy_deadline_secondsB\x1c\n" +
+	"\x1a_progress_deadline_seconds\"Q\n" +
+	"\n" +
+	"Preemption\x12%\n" +
+	"\x0enever_preempts\x18\x01 \x01(\bR\rneverPreempts\x12\x1c\n" +
+	"\tprotected\x18\x02 \x01(\bR\tprotected\"\x95\x03\n" +
+	"\bSchedule\x12\x12\n" +
+	"\x04cron\x18\x01 \x01(\tR\x04cron\x12\x1a\n" +
+	"\btimezone\x18\x02 \x01(\tR\btimezone\x12A\n" +
+	"\vconcurrency\x18\x03 \x01(\x0e2\x1f.persys.v1.Schedule.ConcurrencyR\vconcurrency\x129\n" +
+	"\x16start_deadline_seconds\x18\x04 \x01(\x05H\x00R\x14startDeadlineSeconds\x88\x01\x01\x12*\n" +
+	"\x0ekeep_completed\x18\x05 \x01(\x05H\x01R\rkeepCompleted\x88\x01\x01\x12$\n" +
+	"\vkeep_failed\x18\x06 \x01(\x05H\x02R\n" +
+	"keepFailed\x88\x01\x01\x12\x18\n" +
+	"\asuspend\x18\a \x01(\bR\asuspend\"1\n" +
+	"\vConcurrency\x12\n" +
+	"\n" +
+	"\x06FORBID\x10\x00\x12\t\n" +
+	"\x05ALLOW\x10\x01\x12\v\n" +
+	"\aREPLACE\x10\x02B\x19\n" +
+	"\x17_start_deadline_secondsB\x11\n" +
+	"\x0f_keep_completedB\x0e\n" +
+	"\f_keep_failed\"\xb5\x01\n" +
 	"\rRestartPolicy\x12@\n" +
 	"\tcondition\x18\x01 \x01(\x0e2\".persys.v1.RestartPolicy.ConditionR\tcondition\x12!\n" +
 	"\fmax_attempts\x18\x02 \x01(\x05R\vmaxAttempts\"?\n" +
@@ -4144,7 +5956,7 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\x06ALWAYS\x10\x01\x12\x0e\n" +
 	"\n" +
 	"ON_FAILURE\x10\x02\x12\t\n" +
-	"\x05NEVER\x10\x03\"\xb2\a\n" +
+	"\x05NEVER\x10\x03\"\x9a\b\n" +
 	"\fWorkloadSpec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x17.persys.v1.WorkloadTypeR\x04type\x12+\n" +
@@ -4159,7 +5971,11 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	" \x01(\v2\x18.persys.v1.RestartPolicyR\arestart\x12\x1f\n" +
 	"\bpriority\x18\v \x01(\x05H\x02R\bpriority\x88\x01\x01\x12\x1c\n" +
 	"\texclusive\x18\f \x01(\bR\texclusive\x122\n" +
-	"\x03env\x18\r \x03(\v2 .persys.v1.WorkloadSpec.EnvEntryR\x03env\x128\n" +
+	"\x03env\x18\r \x03(\v2 .persys.v1.WorkloadSpec.EnvEntryR\x03env\x125\n" +
+	"\n" +
+	"preemption\x18\x0e \x01(\v2\x15.persys.v1.PreemptionR\n" +
+	"preemption\x12/\n" +
+	"\bschedule\x18\x0f \x01(\v2\x13.persys.v1.ScheduleR\bschedule\x128\n" +
 	"\tcontainer\x18\x14 \x01(\v2\x18.persys.v1.ContainerSpecH\x00R\tcontainer\x122\n" +
 	"\acompose\x18\x15 \x01(\v2\x16.persys.v1.ComposeSpecH\x00R\acompose\x12#\n" +
 	"\x02vm\x18\x16 \x01(\v2\x11.persys.v1.VmSpecH\x00R\x02vm\x122\n" +
@@ -4263,7 +6079,7 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x15\n" +
-	"\x13_stop_grace_seconds\"\x9c\x03\n" +
+	"\x13_stop_grace_seconds\"\xd2\x04\n" +
 	"\bWorkload\x12+\n" +
 	"\x04spec\x18\x01 \x01(\v2\x17.persys.v1.WorkloadSpecR\x04spec\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -4275,13 +6091,34 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\x12restart_generation\x18\x06 \x01(\x03R\x11restartGeneration\x12)\n" +
 	"\x10resource_version\x18\a \x01(\x03R\x0fresourceVersion\x121\n" +
 	"\x06status\x18\b \x01(\v2\x19.persys.v1.WorkloadStatusR\x06status\x12.\n" +
-	"\breplicas\x18\t \x03(\v2\x12.persys.v1.ReplicaR\breplicas\"\xa2\x01\n" +
+	"\breplicas\x18\t \x03(\v2\x12.persys.v1.ReplicaR\breplicas\x12,\n" +
+	"\arollout\x18\n" +
+	" \x01(\v2\x12.persys.v1.RolloutR\arollout\x12+\n" +
+	"\x11promoted_revision\x18\v \x01(\tR\x10promotedRevision\x12\x16\n" +
+	"\x06parent\x18\f \x01(\tR\x06parent\x12A\n" +
+	"\x0escheduled_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\rscheduledTime\"\xa2\x01\n" +
 	"\bRevision\x12+\n" +
 	"\x04spec\x18\x01 \x01(\v2\x17.persys.v1.WorkloadSpecR\x04spec\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x10\n" +
-	"\x03uid\x18\x04 \x01(\tR\x03uid\"\x81\x02\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\"\x90\x04\n" +
+	"\aRollout\x12-\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x17.persys.v1.RolloutStateR\x05state\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\tR\brevision\x12\x1a\n" +
+	"\bprevious\x18\x03 \x01(\tR\bprevious\x129\n" +
+	"\n" +
+	"start_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12?\n" +
+	"\rprogress_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fprogressTime\x125\n" +
+	"\bend_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12)\n" +
+	"\x06reason\x18\a \x01(\v2\x11.persys.v1.ReasonR\x06reason\x12\x18\n" +
+	"\adesired\x18\b \x01(\x05R\adesired\x12\x18\n" +
+	"\aupdated\x18\t \x01(\x05R\aupdated\x12\x18\n" +
+	"\ahealthy\x18\n" +
+	" \x01(\x05R\ahealthy\x12\x1a\n" +
+	"\bcanaries\x18\v \x01(\x05R\bcanaries\x12-\n" +
+	"\x12restart_generation\x18\f \x01(\x03R\x11restartGeneration\x12'\n" +
+	"\x0ffailed_revision\x18\r \x01(\tR\x0efailedRevision\"\x90\x03\n" +
 	"\x0eWorkloadStatus\x12&\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x10.persys.v1.StateR\x05state\x12)\n" +
 	"\x06reason\x18\x02 \x01(\v2\x11.persys.v1.ReasonR\x06reason\x12\x1a\n" +
@@ -4290,7 +6127,12 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\bassigned\x18\x05 \x01(\x05R\bassigned\x12\x18\n" +
 	"\arunning\x18\x06 \x01(\x05R\arunning\x12\x18\n" +
 	"\aupdated\x18\a \x01(\x05R\aupdated\x12\x16\n" +
-	"\x06failed\x18\b \x01(\x05R\x06failed\"\xf4\x04\n" +
+	"\x06failed\x18\b \x01(\x05R\x06failed\x125\n" +
+	"\blast_run\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\alastRun\x125\n" +
+	"\bnext_run\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\anextRun\x12\x1f\n" +
+	"\vactive_runs\x18\v \x01(\x05R\n" +
+	"activeRuns\"\xdf\x05\n" +
 	"\n" +
 	"Assignment\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
@@ -4316,7 +6158,17 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\x05epoch\x18\x0e \x01(\x03R\x05epoch\x12\x1c\n" +
 	"\texclusive\x18\x0f \x01(\bR\texclusive\x12-\n" +
 	"\x12restart_generation\x18\x10 \x01(\x03R\x11restartGeneration\x12 \n" +
-	"\vexplanation\x18\x11 \x01(\tR\vexplanation\"\xbb\x04\n" +
+	"\vexplanation\x18\x11 \x01(\tR\vexplanation\x123\n" +
+	"\adevices\x18\x12 \x03(\v2\x19.persys.v1.AssignedDeviceR\adevices\x124\n" +
+	"\astorage\x18\x13 \x03(\v2\x1a.persys.v1.AssignedStorageR\astorage\"L\n" +
+	"\x0eAssignedDevice\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
+	"\x05paths\x18\x03 \x03(\tR\x05paths\"O\n" +
+	"\x0fAssignedStorage\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\xbb\x04\n" +
 	"\aReplica\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
 	"workloadId\x12\x18\n" +
@@ -4351,7 +6203,8 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\rnext_retry_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vnextRetryAt\x12\x1c\n" +
 	"\texhausted\x18\a \x01(\bR\texhausted\x12!\n" +
 	"\ffailed_nodes\x18\b \x03(\tR\vfailedNodes\x12\x1a\n" +
-	"\brevision\x18\t \x01(\tR\brevision\"\xec\b\n" +
+	"\brevision\x18\t \x01(\tR\brevision\"\xc7\n" +
+	"\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.persys.v1.NodeStateR\x05state\x123\n" +
@@ -4379,13 +6232,34 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\x0elast_heartbeat\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\rlastHeartbeat\x123\n" +
 	"\breserved\x18\x16 \x01(\v2\x17.persys.v1.NodeCapacityR\breserved\x12 \n" +
 	"\vassignments\x18\x17 \x01(\x05R\vassignments\x12)\n" +
-	"\x10resource_version\x18\x18 \x01(\x03R\x0fresourceVersion\x1a9\n" +
+	"\x10resource_version\x18\x18 \x01(\x03R\x0fresourceVersion\x12\x12\n" +
+	"\x04pool\x18\x19 \x01(\tR\x04pool\x12(\n" +
+	"\x06taints\x18\x1a \x03(\v2\x10.persys.v1.TaintR\x06taints\x121\n" +
+	"\vuser_taints\x18\x1b \x03(\v2\x10.persys.v1.TaintR\n" +
+	"userTaints\x12+\n" +
+	"\adevices\x18\x1c \x03(\v2\x11.persys.v1.DeviceR\adevices\x12;\n" +
+	"\rstorage_pools\x18\x1d \x03(\v2\x16.persys.v1.StoragePoolR\fstoragePools\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
 	"\x0fUserLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"o\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x01\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
+	"\x05paths\x18\x03 \x03(\tR\x05paths\x12A\n" +
+	"\n" +
+	"attributes\x18\x04 \x03(\v2!.persys.v1.Device.AttributesEntryR\n" +
+	"attributes\x1a=\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\vStoragePool\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06driver\x18\x02 \x01(\tR\x06driver\x12%\n" +
+	"\x0ecapacity_bytes\x18\x03 \x01(\x03R\rcapacityBytes\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\"o\n" +
 	"\fNodeCapacity\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03R\tcpuMillis\x12!\n" +
@@ -4471,7 +6345,14 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x19\n" +
 	"\btoken_id\x18\x04 \x01(\tR\atokenId\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xb1\x02\n" +
+	"createTime\"\x97\x02\n" +
+	"\x0fSchedulerConfig\x12\x1c\n" +
+	"\trebalance\x18\x01 \x01(\bR\trebalance\x12'\n" +
+	"\x0frebalance_moves\x18\x02 \x01(\x05R\x0erebalanceMoves\x12<\n" +
+	"\x1arebalance_interval_seconds\x18\x03 \x01(\x05R\x18rebalanceIntervalSeconds\x12/\n" +
+	"\x13rebalance_threshold\x18\x04 \x01(\x05R\x12rebalanceThreshold\x12#\n" +
+	"\rno_preemption\x18\x05 \x01(\bR\fnoPreemption\x12)\n" +
+	"\x10resource_version\x18\x06 \x01(\x03R\x0fresourceVersion\"\xdd\x02\n" +
 	"\x05Event\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12(\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x14.persys.v1.EventTypeR\x04type\x12\x1f\n" +
@@ -4482,7 +6363,9 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12)\n" +
 	"\x06reason\x18\a \x01(\v2\x11.persys.v1.ReasonR\x06reason\x12\x14\n" +
 	"\x05actor\x18\b \x01(\tR\x05actor\x12\x0e\n" +
-	"\x02id\x18\t \x01(\tR\x02idB\n" +
+	"\x02id\x18\t \x01(\tR\x02id\x12*\n" +
+	"\x05drift\x18\n" +
+	" \x01(\x0e2\x14.persys.v1.DriftKindR\x05driftB\n" +
 	"\n" +
 	"\b_replica*^\n" +
 	"\fWorkloadType\x12\x1d\n" +
@@ -4514,7 +6397,7 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\bDELETING\x10\t\x12\v\n" +
 	"\aDELETED\x10\n" +
 	"\x12\r\n" +
-	"\tCOMPLETED\x10\v*\xab\x05\n" +
+	"\tCOMPLETED\x10\v*\xd1\x05\n" +
 	"\n" +
 	"ReasonCode\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n" +
@@ -4548,11 +6431,25 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\x13RUNTIME_UNAVAILABLE\x10\x1a\x12\r\n" +
 	"\tNODE_LOST\x10\x1b\x12\x10\n" +
 	"\fNO_PLACEMENT\x10\x1c\x12\r\n" +
-	"\tUNHEALTHY\x10\x1d*+\n" +
+	"\tUNHEALTHY\x10\x1d\x12\r\n" +
+	"\tPREEMPTED\x10\x1e\x12\x15\n" +
+	"\x11PROGRESS_DEADLINE\x10\x1f*+\n" +
 	"\x0fPlacementPolicy\x12\n" +
 	"\n" +
 	"\x06SPREAD\x10\x00\x12\f\n" +
-	"\bBIN_PACK\x10\x01*O\n" +
+	"\bBIN_PACK\x10\x01*F\n" +
+	"\vTaintEffect\x12\x0f\n" +
+	"\vNO_SCHEDULE\x10\x00\x12\x16\n" +
+	"\x12PREFER_NO_SCHEDULE\x10\x01\x12\x0e\n" +
+	"\n" +
+	"NO_EXECUTE\x10\x02*\xaa\x01\n" +
+	"\fRolloutState\x12\x1d\n" +
+	"\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13ROLLOUT_PROGRESSING\x10\x01\x12\x1e\n" +
+	"\x1aROLLOUT_AWAITING_PROMOTION\x10\x02\x12\x15\n" +
+	"\x11ROLLOUT_COMPLETED\x10\x03\x12\x12\n" +
+	"\x0eROLLOUT_FAILED\x10\x04\x12\x17\n" +
+	"\x13ROLLOUT_ROLLED_BACK\x10\x05*O\n" +
 	"\tNodeState\x12\x1a\n" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05READY\x10\x01\x12\r\n" +
@@ -4567,7 +6464,13 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"ROLE_ADMIN\x10\x03\x12\x11\n" +
 	"\rROLE_OPERATOR\x10\x04\x12\x0f\n" +
 	"\vROLE_VIEWER\x10\x05\x12\x10\n" +
-	"\fROLE_METRICS\x10\x06*\xeb\x02\n" +
+	"\fROLE_METRICS\x10\x06*}\n" +
+	"\tDriftKind\x12\x1a\n" +
+	"\x16DRIFT_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fORPHAN_ON_AGENT\x10\x01\x12\x12\n" +
+	"\x0eSTATE_MISMATCH\x10\x02\x12\x15\n" +
+	"\x11REVISION_MISMATCH\x10\x03\x12\x14\n" +
+	"\x10MISSING_ON_AGENT\x10\x04*\xd0\x03\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12WORKLOAD_SCHEDULED\x10\x01\x12\x13\n" +
@@ -4587,7 +6490,13 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\fNODE_CHANGED\x10\r\x12\x12\n" +
 	"\x0eLEADER_CHANGED\x10\x0e\x12\x12\n" +
 	"\x0eMEMBER_CHANGED\x10\x0f\x12\x11\n" +
-	"\rTOKEN_CHANGED\x10\x10B7Z5github.com/persys-dev/persys/proto/persys/v1;persysv1b\x06proto3"
+	"\rTOKEN_CHANGED\x10\x10\x12\x16\n" +
+	"\x12WORKLOAD_PREEMPTED\x10\x11\x12\x13\n" +
+	"\x0fROLLOUT_CHANGED\x10\x12\x12\x0f\n" +
+	"\vRUN_STARTED\x10\x13\x12\x0e\n" +
+	"\n" +
+	"REBALANCED\x10\x14\x12\x15\n" +
+	"\x11SCHEDULER_CHANGED\x10\x15B7Z5github.com/persys-dev/persys/proto/persys/v1;persysv1b\x06proto3"
 
 var (
 	file_persys_v1_types_proto_rawDescOnce sync.Once
@@ -4601,8 +6510,8 @@ func file_persys_v1_types_proto_rawDescGZIP() []byte {
 	return file_persys_v1_types_proto_rawDescData
 }
 
-var file_persys_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_persys_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_persys_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 16)
+var file_persys_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_persys_v1_types_proto_goTypes = []any{
 	(WorkloadType)(0),             // 0: persys.v1.WorkloadType
 	(WorkloadKind)(0),             // 1: persys.v1.WorkloadKind
@@ -4610,140 +6519,194 @@ var file_persys_v1_types_proto_goTypes = []any{
 	(State)(0),                    // 3: persys.v1.State
 	(ReasonCode)(0),               // 4: persys.v1.ReasonCode
 	(PlacementPolicy)(0),          // 5: persys.v1.PlacementPolicy
-	(NodeState)(0),                // 6: persys.v1.NodeState
-	(Role)(0),                     // 7: persys.v1.Role
-	(EventType)(0),                // 8: persys.v1.EventType
-	(Constraint_Operator)(0),      // 9: persys.v1.Constraint.Operator
-	(RestartPolicy_Condition)(0),  // 10: persys.v1.RestartPolicy.Condition
-	(ContainerSpec_PullPolicy)(0), // 11: persys.v1.ContainerSpec.PullPolicy
-	(*Reason)(nil),                // 12: persys.v1.Reason
-	(*Resources)(nil),             // 13: persys.v1.Resources
-	(*Constraint)(nil),            // 14: persys.v1.Constraint
-	(*Placement)(nil),             // 15: persys.v1.Placement
-	(*UpdateStrategy)(nil),        // 16: persys.v1.UpdateStrategy
-	(*RestartPolicy)(nil),         // 17: persys.v1.RestartPolicy
-	(*WorkloadSpec)(nil),          // 18: persys.v1.WorkloadSpec
-	(*Port)(nil),                  // 19: persys.v1.Port
-	(*Mount)(nil),                 // 20: persys.v1.Mount
-	(*ContainerSpec)(nil),         // 21: persys.v1.ContainerSpec
-	(*ComposeSpec)(nil),           // 22: persys.v1.ComposeSpec
-	(*VmSpec)(nil),                // 23: persys.v1.VmSpec
-	(*VmDisk)(nil),                // 24: persys.v1.VmDisk
-	(*VmNetwork)(nil),             // 25: persys.v1.VmNetwork
-	(*CloudInit)(nil),             // 26: persys.v1.CloudInit
-	(*ProcessSpec)(nil),           // 27: persys.v1.ProcessSpec
-	(*Workload)(nil),              // 28: persys.v1.Workload
-	(*Revision)(nil),              // 29: persys.v1.Revision
-	(*WorkloadStatus)(nil),        // 30: persys.v1.WorkloadStatus
-	(*Assignment)(nil),            // 31: persys.v1.Assignment
-	(*Replica)(nil),               // 32: persys.v1.Replica
-	(*Retry)(nil),                 // 33: persys.v1.Retry
-	(*Node)(nil),                  // 34: persys.v1.Node
-	(*NodeCapacity)(nil),          // 35: persys.v1.NodeCapacity
-	(*RuntimeInfo)(nil),           // 36: persys.v1.RuntimeInfo
-	(*NodeUsage)(nil),             // 37: persys.v1.NodeUsage
-	(*ReplicaUsage)(nil),          // 38: persys.v1.ReplicaUsage
-	(*NodeLease)(nil),             // 39: persys.v1.NodeLease
-	(*Member)(nil),                // 40: persys.v1.Member
-	(*LeaderEpoch)(nil),           // 41: persys.v1.LeaderEpoch
-	(*ClusterInfo)(nil),           // 42: persys.v1.ClusterInfo
-	(*Token)(nil),                 // 43: persys.v1.Token
-	(*Certificate)(nil),           // 44: persys.v1.Certificate
-	(*Event)(nil),                 // 45: persys.v1.Event
-	nil,                           // 46: persys.v1.Placement.NodeLabelsEntry
-	nil,                           // 47: persys.v1.WorkloadSpec.LabelsEntry
-	nil,                           // 48: persys.v1.WorkloadSpec.EnvEntry
-	nil,                           // 49: persys.v1.ContainerSpec.EnvEntry
-	nil,                           // 50: persys.v1.ComposeSpec.EnvEntry
-	nil,                           // 51: persys.v1.ProcessSpec.EnvEntry
-	nil,                           // 52: persys.v1.Node.LabelsEntry
-	nil,                           // 53: persys.v1.Node.UserLabelsEntry
-	nil,                           // 54: persys.v1.Token.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
+	(TaintEffect)(0),              // 6: persys.v1.TaintEffect
+	(RolloutState)(0),             // 7: persys.v1.RolloutState
+	(NodeState)(0),                // 8: persys.v1.NodeState
+	(Role)(0),                     // 9: persys.v1.Role
+	(DriftKind)(0),                // 10: persys.v1.DriftKind
+	(EventType)(0),                // 11: persys.v1.EventType
+	(Constraint_Operator)(0),      // 12: persys.v1.Constraint.Operator
+	(Schedule_Concurrency)(0),     // 13: persys.v1.Schedule.Concurrency
+	(RestartPolicy_Condition)(0),  // 14: persys.v1.RestartPolicy.Condition
+	(ContainerSpec_PullPolicy)(0), // 15: persys.v1.ContainerSpec.PullPolicy
+	(*Reason)(nil),                // 16: persys.v1.Reason
+	(*Resources)(nil),             // 17: persys.v1.Resources
+	(*DeviceRequest)(nil),         // 18: persys.v1.DeviceRequest
+	(*StorageRequest)(nil),        // 19: persys.v1.StorageRequest
+	(*Constraint)(nil),            // 20: persys.v1.Constraint
+	(*Placement)(nil),             // 21: persys.v1.Placement
+	(*Affinity)(nil),              // 22: persys.v1.Affinity
+	(*WorkloadAffinity)(nil),      // 23: persys.v1.WorkloadAffinity
+	(*Spread)(nil),                // 24: persys.v1.Spread
+	(*SpreadTarget)(nil),          // 25: persys.v1.SpreadTarget
+	(*Taint)(nil),                 // 26: persys.v1.Taint
+	(*Toleration)(nil),            // 27: persys.v1.Toleration
+	(*UpdateStrategy)(nil),        // 28: persys.v1.UpdateStrategy
+	(*Preemption)(nil),            // 29: persys.v1.Preemption
+	(*Schedule)(nil),              // 30: persys.v1.Schedule
+	(*RestartPolicy)(nil),         // 31: persys.v1.RestartPolicy
+	(*WorkloadSpec)(nil),          // 32: persys.v1.WorkloadSpec
+	(*Port)(nil),                  // 33: persys.v1.Port
+	(*Mount)(nil),                 // 34: persys.v1.Mount
+	(*ContainerSpec)(nil),         // 35: persys.v1.ContainerSpec
+	(*ComposeSpec)(nil),           // 36: persys.v1.ComposeSpec
+	(*VmSpec)(nil),                // 37: persys.v1.VmSpec
+	(*VmDisk)(nil),                // 38: persys.v1.VmDisk
+	(*VmNetwork)(nil),             // 39: persys.v1.VmNetwork
+	(*CloudInit)(nil),             // 40: persys.v1.CloudInit
+	(*ProcessSpec)(nil),           // 41: persys.v1.ProcessSpec
+	(*Workload)(nil),              // 42: persys.v1.Workload
+	(*Revision)(nil),              // 43: persys.v1.Revision
+	(*Rollout)(nil),               // 44: persys.v1.Rollout
+	(*WorkloadStatus)(nil),        // 45: persys.v1.WorkloadStatus
+	(*Assignment)(nil),            // 46: persys.v1.Assignment
+	(*AssignedDevice)(nil),        // 47: persys.v1.AssignedDevice
+	(*AssignedStorage)(nil),       // 48: persys.v1.AssignedStorage
+	(*Replica)(nil),               // 49: persys.v1.Replica
+	(*Retry)(nil),                 // 50: persys.v1.Retry
+	(*Node)(nil),                  // 51: persys.v1.Node
+	(*Device)(nil),                // 52: persys.v1.Device
+	(*StoragePool)(nil),           // 53: persys.v1.StoragePool
+	(*NodeCapacity)(nil),          // 54: persys.v1.NodeCapacity
+	(*RuntimeInfo)(nil),           // 55: persys.v1.RuntimeInfo
+	(*NodeUsage)(nil),             // 56: persys.v1.NodeUsage
+	(*ReplicaUsage)(nil),          // 57: persys.v1.ReplicaUsage
+	(*NodeLease)(nil),             // 58: persys.v1.NodeLease
+	(*Member)(nil),                // 59: persys.v1.Member
+	(*LeaderEpoch)(nil),           // 60: persys.v1.LeaderEpoch
+	(*ClusterInfo)(nil),           // 61: persys.v1.ClusterInfo
+	(*Token)(nil),                 // 62: persys.v1.Token
+	(*Certificate)(nil),           // 63: persys.v1.Certificate
+	(*SchedulerConfig)(nil),       // 64: persys.v1.SchedulerConfig
+	(*Event)(nil),                 // 65: persys.v1.Event
+	nil,                           // 66: persys.v1.Placement.NodeLabelsEntry
+	nil,                           // 67: persys.v1.WorkloadAffinity.LabelsEntry
+	nil,                           // 68: persys.v1.WorkloadSpec.LabelsEntry
+	nil,                           // 69: persys.v1.WorkloadSpec.EnvEntry
+	nil,                           // 70: persys.v1.ContainerSpec.EnvEntry
+	nil,                           // 71: persys.v1.ComposeSpec.EnvEntry
+	nil,                           // 72: persys.v1.ProcessSpec.EnvEntry
+	nil,                           // 73: persys.v1.Node.LabelsEntry
+	nil,                           // 74: persys.v1.Node.UserLabelsEntry
+	nil,                           // 75: persys.v1.Device.AttributesEntry
+	nil,                           // 76: persys.v1.Token.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 77: google.protobuf.Timestamp
 }
 var file_persys_v1_types_proto_depIdxs = []int32{
-	4,  // 0: persys.v1.Reason.code:type_name -> persys.v1.ReasonCode
-	55, // 1: persys.v1.Reason.last_transition:type_name -> google.protobuf.Timestamp
-	55, // 2: persys.v1.Reason.next_retry_at:type_name -> google.protobuf.Timestamp
-	9,  // 3: persys.v1.Constraint.operator:type_name -> persys.v1.Constraint.Operator
-	5,  // 4: persys.v1.Placement.policy:type_name -> persys.v1.PlacementPolicy
-	14, // 5: persys.v1.Placement.constraints:type_name -> persys.v1.Constraint
-	46, // 6: persys.v1.Placement.node_labels:type_name -> persys.v1.Placement.NodeLabelsEntry
-	10, // 7: persys.v1.RestartPolicy.condition:type_name -> persys.v1.RestartPolicy.Condition
-	0,  // 8: persys.v1.WorkloadSpec.type:type_name -> persys.v1.WorkloadType
-	1,  // 9: persys.v1.WorkloadSpec.kind:type_name -> persys.v1.WorkloadKind
-	2,  // 10: persys.v1.WorkloadSpec.desired_state:type_name -> persys.v1.DesiredState
-	47, // 11: persys.v1.WorkloadSpec.labels:type_name -> persys.v1.WorkloadSpec.LabelsEntry
-	13, // 12: persys.v1.WorkloadSpec.resources:type_name -> persys.v1.Resources
-	15, // 13: persys.v1.WorkloadSpec.placement:type_name -> persys.v1.Placement
-	16, // 14: persys.v1.WorkloadSpec.update:type_name -> persys.v1.UpdateStrategy
-	17, // 15: persys.v1.WorkloadSpec.restart:type_name -> persys.v1.RestartPolicy
-	48, // 16: persys.v1.WorkloadSpec.env:type_name -> persys.v1.WorkloadSpec.EnvEntry
-	21, // 17: persys.v1.WorkloadSpec.container:type_name -> persys.v1.ContainerSpec
-	22, // 18: persys.v1.WorkloadSpec.compose:type_name -> persys.v1.ComposeSpec
-	23, // 19: persys.v1.WorkloadSpec.vm:type_name -> persys.v1.VmSpec
-	27, // 20: persys.v1.WorkloadSpec.process:type_name -> persys.v1.ProcessSpec
-	11, // 21: persys.v1.ContainerSpec.pull_policy:type_name -> persys.v1.ContainerSpec.PullPolicy
-	49, // 22: persys.v1.ContainerSpec.env:type_name -> persys.v1.ContainerSpec.EnvEntry
-	19, // 23: persys.v1.ContainerSpec.ports:type_name -> persys.v1.Port
-	20, // 24: persys.v1.ContainerSpec.volumes:type_name -> persys.v1.Mount
-	50, // 25: persys.v1.ComposeSpec.env:type_name -> persys.v1.ComposeSpec.EnvEntry
-	24, // 26: persys.v1.VmSpec.disks:type_name -> persys.v1.VmDisk
-	25, // 27: persys.v1.VmSpec.networks:type_name -> persys.v1.VmNetwork
-	26, // 28: persys.v1.VmSpec.cloud_init:type_name -> persys.v1.CloudInit
-	51, // 29: persys.v1.ProcessSpec.env:type_name -> persys.v1.ProcessSpec.EnvEntry
-	19, // 30: persys.v1.ProcessSpec.ports:type_name -> persys.v1.Port
-	18, // 31: persys.v1.Workload.spec:type_name -> persys.v1.WorkloadSpec
-	55, // 32: persys.v1.Workload.create_time:type_name -> google.protobuf.Timestamp
-	55, // 33: persys.v1.Workload.update_time:type_name -> google.protobuf.Timestamp
-	30, // 34: persys.v1.Workload.status:type_name -> persys.v1.WorkloadStatus
-	32, // 35: persys.v1.Workload.replicas:type_name -> persys.v1.Replica
-	18, // 36: persys.v1.Revision.spec:type_name -> persys.v1.WorkloadSpec
-	55, // 37: persys.v1.Revision.create_time:type_name -> google.protobuf.Timestamp
-	3,  // 38: persys.v1.WorkloadStatus.state:type_name -> persys.v1.State
-	12, // 39: persys.v1.WorkloadStatus.reason:type_name -> persys.v1.Reason
-	0,  // 40: persys.v1.Assignment.type:type_name -> persys.v1.WorkloadType
-	19, // 41: persys.v1.Assignment.ports:type_name -> persys.v1.Port
-	2,  // 42: persys.v1.Assignment.desired_state:type_name -> persys.v1.DesiredState
-	55, // 43: persys.v1.Assignment.create_time:type_name -> google.protobuf.Timestamp
-	3,  // 44: persys.v1.Replica.state:type_name -> persys.v1.State
-	12, // 45: persys.v1.Replica.reason:type_name -> persys.v1.Reason
-	55, // 46: persys.v1.Replica.start_time:type_name -> google.protobuf.Timestamp
-	19, // 47: persys.v1.Replica.ports:type_name -> persys.v1.Port
-	55, // 48: persys.v1.Replica.last_transition:type_name -> google.protobuf.Timestamp
-	12, // 49: persys.v1.Retry.reason:type_name -> persys.v1.Reason
-	55, // 50: persys.v1.Retry.next_retry_at:type_name -> google.protobuf.Timestamp
-	6,  // 51: persys.v1.Node.state:type_name -> persys.v1.NodeState
-	52, // 52: persys.v1.Node.labels:type_name -> persys.v1.Node.LabelsEntry
-	53, // 53: persys.v1.Node.user_labels:type_name -> persys.v1.Node.UserLabelsEntry
-	35, // 54: persys.v1.Node.capacity:type_name -> persys.v1.NodeCapacity
-	36, // 55: persys.v1.Node.runtimes:type_name -> persys.v1.RuntimeInfo
-	55, // 56: persys.v1.Node.drain_deadline:type_name -> google.protobuf.Timestamp
-	55, // 57: persys.v1.Node.create_time:type_name -> google.protobuf.Timestamp
-	55, // 58: persys.v1.Node.last_transition:type_name -> google.protobuf.Timestamp
-	12, // 59: persys.v1.Node.reason:type_name -> persys.v1.Reason
-	37, // 60: persys.v1.Node.usage:type_name -> persys.v1.NodeUsage
-	55, // 61: persys.v1.Node.last_heartbeat:type_name -> google.protobuf.Timestamp
-	35, // 62: persys.v1.Node.reserved:type_name -> persys.v1.NodeCapacity
-	0,  // 63: persys.v1.RuntimeInfo.type:type_name -> persys.v1.WorkloadType
-	55, // 64: persys.v1.NodeUsage.collected_at:type_name -> google.protobuf.Timestamp
-	38, // 65: persys.v1.NodeUsage.replicas:type_name -> persys.v1.ReplicaUsage
-	55, // 66: persys.v1.Member.join_time:type_name -> google.protobuf.Timestamp
-	55, // 67: persys.v1.ClusterInfo.create_time:type_name -> google.protobuf.Timestamp
-	7,  // 68: persys.v1.Token.role:type_name -> persys.v1.Role
-	54, // 69: persys.v1.Token.labels:type_name -> persys.v1.Token.LabelsEntry
-	55, // 70: persys.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	55, // 71: persys.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	55, // 72: persys.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	55, // 73: persys.v1.Certificate.create_time:type_name -> google.protobuf.Timestamp
-	55, // 74: persys.v1.Event.time:type_name -> google.protobuf.Timestamp
-	8,  // 75: persys.v1.Event.type:type_name -> persys.v1.EventType
-	12, // 76: persys.v1.Event.reason:type_name -> persys.v1.Reason
-	77, // [77:77] is the sub-list for method output_type
-	77, // [77:77] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	4,   // 0: persys.v1.Reason.code:type_name -> persys.v1.ReasonCode
+	77,  // 1: persys.v1.Reason.last_transition:type_name -> google.protobuf.Timestamp
+	77,  // 2: persys.v1.Reason.next_retry_at:type_name -> google.protobuf.Timestamp
+	18,  // 3: persys.v1.Resources.devices:type_name -> persys.v1.DeviceRequest
+	19,  // 4: persys.v1.Resources.storage:type_name -> persys.v1.StorageRequest
+	20,  // 5: persys.v1.DeviceRequest.constraints:type_name -> persys.v1.Constraint
+	12,  // 6: persys.v1.Constraint.operator:type_name -> persys.v1.Constraint.Operator
+	5,   // 7: persys.v1.Placement.policy:type_name -> persys.v1.PlacementPolicy
+	20,  // 8: persys.v1.Placement.constraints:type_name -> persys.v1.Constraint
+	66,  // 9: persys.v1.Placement.node_labels:type_name -> persys.v1.Placement.NodeLabelsEntry
+	22,  // 10: persys.v1.Placement.affinities:type_name -> persys.v1.Affinity
+	23,  // 11: persys.v1.Placement.workload_affinities:type_name -> persys.v1.WorkloadAffinity
+	24,  // 12: persys.v1.Placement.spread:type_name -> persys.v1.Spread
+	27,  // 13: persys.v1.Placement.tolerations:type_name -> persys.v1.Toleration
+	12,  // 14: persys.v1.Affinity.operator:type_name -> persys.v1.Constraint.Operator
+	67,  // 15: persys.v1.WorkloadAffinity.labels:type_name -> persys.v1.WorkloadAffinity.LabelsEntry
+	25,  // 16: persys.v1.Spread.targets:type_name -> persys.v1.SpreadTarget
+	6,   // 17: persys.v1.Taint.effect:type_name -> persys.v1.TaintEffect
+	6,   // 18: persys.v1.Toleration.effect:type_name -> persys.v1.TaintEffect
+	13,  // 19: persys.v1.Schedule.concurrency:type_name -> persys.v1.Schedule.Concurrency
+	14,  // 20: persys.v1.RestartPolicy.condition:type_name -> persys.v1.RestartPolicy.Condition
+	0,   // 21: persys.v1.WorkloadSpec.type:type_name -> persys.v1.WorkloadType
+	1,   // 22: persys.v1.WorkloadSpec.kind:type_name -> persys.v1.WorkloadKind
+	2,   // 23: persys.v1.WorkloadSpec.desired_state:type_name -> persys.v1.DesiredState
+	68,  // 24: persys.v1.WorkloadSpec.labels:type_name -> persys.v1.WorkloadSpec.LabelsEntry
+	17,  // 25: persys.v1.WorkloadSpec.resources:type_name -> persys.v1.Resources
+	21,  // 26: persys.v1.WorkloadSpec.placement:type_name -> persys.v1.Placement
+	28,  // 27: persys.v1.WorkloadSpec.update:type_name -> persys.v1.UpdateStrategy
+	31,  // 28: persys.v1.WorkloadSpec.restart:type_name -> persys.v1.RestartPolicy
+	69,  // 29: persys.v1.WorkloadSpec.env:type_name -> persys.v1.WorkloadSpec.EnvEntry
+	29,  // 30: persys.v1.WorkloadSpec.preemption:type_name -> persys.v1.Preemption
+	30,  // 31: persys.v1.WorkloadSpec.schedule:type_name -> persys.v1.Schedule
+	35,  // 32: persys.v1.WorkloadSpec.container:type_name -> persys.v1.ContainerSpec
+	36,  // 33: persys.v1.WorkloadSpec.compose:type_name -> persys.v1.ComposeSpec
+	37,  // 34: persys.v1.WorkloadSpec.vm:type_name -> persys.v1.VmSpec
+	41,  // 35: persys.v1.WorkloadSpec.process:type_name -> persys.v1.ProcessSpec
+	15,  // 36: persys.v1.ContainerSpec.pull_policy:type_name -> persys.v1.ContainerSpec.PullPolicy
+	70,  // 37: persys.v1.ContainerSpec.env:type_name -> persys.v1.ContainerSpec.EnvEntry
+	33,  // 38: persys.v1.ContainerSpec.ports:type_name -> persys.v1.Port
+	34,  // 39: persys.v1.ContainerSpec.volumes:type_name -> persys.v1.Mount
+	71,  // 40: persys.v1.ComposeSpec.env:type_name -> persys.v1.ComposeSpec.EnvEntry
+	38,  // 41: persys.v1.VmSpec.disks:type_name -> persys.v1.VmDisk
+	39,  // 42: persys.v1.VmSpec.networks:type_name -> persys.v1.VmNetwork
+	40,  // 43: persys.v1.VmSpec.cloud_init:type_name -> persys.v1.CloudInit
+	72,  // 44: persys.v1.ProcessSpec.env:type_name -> persys.v1.ProcessSpec.EnvEntry
+	33,  // 45: persys.v1.ProcessSpec.ports:type_name -> persys.v1.Port
+	32,  // 46: persys.v1.Workload.spec:type_name -> persys.v1.WorkloadSpec
+	77,  // 47: persys.v1.Workload.create_time:type_name -> google.protobuf.Timestamp
+	77,  // 48: persys.v1.Workload.update_time:type_name -> google.protobuf.Timestamp
+	45,  // 49: persys.v1.Workload.status:type_name -> persys.v1.WorkloadStatus
+	49,  // 50: persys.v1.Workload.replicas:type_name -> persys.v1.Replica
+	44,  // 51: persys.v1.Workload.rollout:type_name -> persys.v1.Rollout
+	77,  // 52: persys.v1.Workload.scheduled_time:type_name -> google.protobuf.Timestamp
+	32,  // 53: persys.v1.Revision.spec:type_name -> persys.v1.WorkloadSpec
+	77,  // 54: persys.v1.Revision.create_time:type_name -> google.protobuf.Timestamp
+	7,   // 55: persys.v1.Rollout.state:type_name -> persys.v1.RolloutState
+	77,  // 56: persys.v1.Rollout.start_time:type_name -> google.protobuf.Timestamp
+	77,  // 57: persys.v1.Rollout.progress_time:type_name -> google.protobuf.Timestamp
+	77,  // 58: persys.v1.Rollout.end_time:type_name -> google.protobuf.Timestamp
+	16,  // 59: persys.v1.Rollout.reason:type_name -> persys.v1.Reason
+	3,   // 60: persys.v1.WorkloadStatus.state:type_name -> persys.v1.State
+	16,  // 61: persys.v1.WorkloadStatus.reason:type_name -> persys.v1.Reason
+	77,  // 62: persys.v1.WorkloadStatus.last_run:type_name -> google.protobuf.Timestamp
+	77,  // 63: persys.v1.WorkloadStatus.next_run:type_name -> google.protobuf.Timestamp
+	0,   // 64: persys.v1.Assignment.type:type_name -> persys.v1.WorkloadType
+	33,  // 65: persys.v1.Assignment.ports:type_name -> persys.v1.Port
+	2,   // 66: persys.v1.Assignment.desired_state:type_name -> persys.v1.DesiredState
+	77,  // 67: persys.v1.Assignment.create_time:type_name -> google.protobuf.Timestamp
+	47,  // 68: persys.v1.Assignment.devices:type_name -> persys.v1.AssignedDevice
+	48,  // 69: persys.v1.Assignment.storage:type_name -> persys.v1.AssignedStorage
+	3,   // 70: persys.v1.Replica.state:type_name -> persys.v1.State
+	16,  // 71: persys.v1.Replica.reason:type_name -> persys.v1.Reason
+	77,  // 72: persys.v1.Replica.start_time:type_name -> google.protobuf.Timestamp
+	33,  // 73: persys.v1.Replica.ports:type_name -> persys.v1.Port
+	77,  // 74: persys.v1.Replica.last_transition:type_name -> google.protobuf.Timestamp
+	16,  // 75: persys.v1.Retry.reason:type_name -> persys.v1.Reason
+	77,  // 76: persys.v1.Retry.next_retry_at:type_name -> google.protobuf.Timestamp
+	8,   // 77: persys.v1.Node.state:type_name -> persys.v1.NodeState
+	73,  // 78: persys.v1.Node.labels:type_name -> persys.v1.Node.LabelsEntry
+	74,  // 79: persys.v1.Node.user_labels:type_name -> persys.v1.Node.UserLabelsEntry
+	54,  // 80: persys.v1.Node.capacity:type_name -> persys.v1.NodeCapacity
+	55,  // 81: persys.v1.Node.runtimes:type_name -> persys.v1.RuntimeInfo
+	77,  // 82: persys.v1.Node.drain_deadline:type_name -> google.protobuf.Timestamp
+	77,  // 83: persys.v1.Node.create_time:type_name -> google.protobuf.Timestamp
+	77,  // 84: persys.v1.Node.last_transition:type_name -> google.protobuf.Timestamp
+	16,  // 85: persys.v1.Node.reason:type_name -> persys.v1.Reason
+	56,  // 86: persys.v1.Node.usage:type_name -> persys.v1.NodeUsage
+	77,  // 87: persys.v1.Node.last_heartbeat:type_name -> google.protobuf.Timestamp
+	54,  // 88: persys.v1.Node.reserved:type_name -> persys.v1.NodeCapacity
+	26,  // 89: persys.v1.Node.taints:type_name -> persys.v1.Taint
+	26,  // 90: persys.v1.Node.user_taints:type_name -> persys.v1.Taint
+	52,  // 91: persys.v1.Node.devices:type_name -> persys.v1.Device
+	53,  // 92: persys.v1.Node.storage_pools:type_name -> persys.v1.StoragePool
+	75,  // 93: persys.v1.Device.attributes:type_name -> persys.v1.Device.AttributesEntry
+	0,   // 94: persys.v1.RuntimeInfo.type:type_name -> persys.v1.WorkloadType
+	77,  // 95: persys.v1.NodeUsage.collected_at:type_name -> google.protobuf.Timestamp
+	57,  // 96: persys.v1.NodeUsage.replicas:type_name -> persys.v1.ReplicaUsage
+	77,  // 97: persys.v1.Member.join_time:type_name -> google.protobuf.Timestamp
+	77,  // 98: persys.v1.ClusterInfo.create_time:type_name -> google.protobuf.Timestamp
+	9,   // 99: persys.v1.Token.role:type_name -> persys.v1.Role
+	76,  // 100: persys.v1.Token.labels:type_name -> persys.v1.Token.LabelsEntry
+	77,  // 101: persys.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	77,  // 102: persys.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	77,  // 103: persys.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	77,  // 104: persys.v1.Certificate.create_time:type_name -> google.protobuf.Timestamp
+	77,  // 105: persys.v1.Event.time:type_name -> google.protobuf.Timestamp
+	11,  // 106: persys.v1.Event.type:type_name -> persys.v1.EventType
+	16,  // 107: persys.v1.Event.reason:type_name -> persys.v1.Reason
+	10,  // 108: persys.v1.Event.drift:type_name -> persys.v1.DriftKind
+	109, // [109:109] is the sub-list for method output_type
+	109, // [109:109] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_persys_v1_types_proto_init() }
@@ -4751,23 +6714,27 @@ func file_persys_v1_types_proto_init() {
 	if File_persys_v1_types_proto != nil {
 		return
 	}
-	file_persys_v1_types_proto_msgTypes[6].OneofWrappers = []any{
+	file_persys_v1_types_proto_msgTypes[6].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[11].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[12].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[14].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[16].OneofWrappers = []any{
 		(*WorkloadSpec_Container)(nil),
 		(*WorkloadSpec_Compose)(nil),
 		(*WorkloadSpec_Vm)(nil),
 		(*WorkloadSpec_Process)(nil),
 	}
-	file_persys_v1_types_proto_msgTypes[9].OneofWrappers = []any{}
-	file_persys_v1_types_proto_msgTypes[15].OneofWrappers = []any{}
-	file_persys_v1_types_proto_msgTypes[20].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[19].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[25].OneofWrappers = []any{}
 	file_persys_v1_types_proto_msgTypes[33].OneofWrappers = []any{}
+	file_persys_v1_types_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_persys_v1_types_proto_rawDesc), len(file_persys_v1_types_proto_rawDesc)),
-			NumEnums:      12,
-			NumMessages:   43,
+			NumEnums:      16,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
