@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"time"
 
 	"github.com/persys-dev/persys/fsm"
@@ -75,4 +76,14 @@ func (p *picture) explain(id string) (*pb.Explanation, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.current.Explain(id)
+}
+
+// recordedOn is what is recorded of a node, at a revision or later.
+func (p *picture) recordedOn(ctx context.Context, node string, revision int64) ([]*pb.ReplicaKey, error) {
+	if err := p.reached(ctx, revision); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.current.RecordedOn(node), nil
 }
