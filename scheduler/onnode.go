@@ -4,6 +4,15 @@ import (
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
+// AssignedTo is what is assigned to a node, in no order.
+func (p *Picture) AssignedTo(id string) []*pb.ReplicaKey {
+	n := p.nodes[id]
+	if n == nil {
+		return nil
+	}
+	return keysOf(n.assigned, func(r *replica) int64 { return r.assignment.generation })
+}
+
 // RecordedOn is what is recorded in /replicas of a node, in no order.
 func (p *Picture) RecordedOn(id string) []*pb.ReplicaKey {
 	n := p.nodes[id]

@@ -14,6 +14,8 @@ import (
 type picture struct {
 	progress
 	current *scheduler.Picture
+	// Moved of each picture.
+	tell func(node, workload string, replica int32, gone int64)
 }
 
 func newPicture() *picture {
@@ -27,7 +29,7 @@ func (p *picture) reset(v *fsm.View) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.current = fresh
+	p.current, fresh.Moved = fresh, p.tell
 	p.advance(v.Revision())
 	return nil
 }
