@@ -29,6 +29,11 @@ import (
 // Picture is the part of the keyspace that placement depends on, compact and
 // indexed. It is for one goroutine.
 type Picture struct {
+	// Moved, if it is set, is told of each assignment that comes to a node, with
+	// gone 0, or leaves it, with the generation that is gone. One that changes on
+	// its node leaves it and comes.
+	Moved func(node, workload string, replica int32, gone int64)
+
 	revision  int64
 	nodes     map[string]*node
 	workloads map[string]*workload
