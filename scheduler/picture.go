@@ -43,6 +43,8 @@ type Picture struct {
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index
+	// With defaults filled in; never nil.
+	config *pb.SchedulerConfig
 
 	// Workloads that have to be looked at.
 	dirty workloadSet
@@ -72,7 +74,7 @@ func NewPicture() *Picture {
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
-		index: index{stale: true},
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
 	}
 }
 
@@ -139,8 +141,22 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 		if id, name, ok := model.SplitRevisionKey(key); ok {
 			p.putRevision(id, name, kv.ModRevision)
 		}
+	case key == model.SchedulerKey:
+		rec := &pb.SchedulerConfig{}
+		if err := model.Parse(kv, rec); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		p.putConfig(rec)
 	}
 	return nil
+}
+
+// putConfig takes in the scheduler's configuration; nil: there is none.
+func (p *Picture) putConfig(rec *pb.SchedulerConfig) {
+	p.config = model.EffectiveSchedulerConfig(rec)
+	for _, w := range p.waiting.list {
+		p.touch(w)
+	}
 }
 
 func (p *Picture) replicaRecord(key, prefix string, kv *pb.KeyValue, rec proto.Message, take func(id string, number int32)) error {
@@ -214,6 +230,8 @@ func (p *Picture) remove(key string) {
 		}
 	} else if id, name, ok := model.SplitRevisionKey(key); ok {
 		p.putRevision(id, name, 0)
+	} else if key == model.SchedulerKey {
+		p.putConfig(nil)
 	}
 }
 

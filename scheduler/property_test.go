@@ -203,6 +203,7 @@ func (m *machine) failSomething() {
 // decide makes a plan, checks it, and lets it go its way.
 func (m *machine) decide() {
 	m.see()
+	m.checkTable()
 	plan := Decide(m.picture, m.now, m.opt)
 	if again := Decide(m.picture, m.now, m.opt); planText(m.world, plan) != planText(m.world, again) {
 		m.t.Fatalf("two decisions on one picture differ:\n%s\n%s", planText(m.world, plan), planText(m.world, again))
