@@ -88,7 +88,7 @@ func (c *testCluster) fleetOf(n int, servers ...*testHost) *testFleet {
 type testFleet struct{ agents []*testAgent }
 
 // testAgent holds sessions as an agent does: one status report under way at a
-// time, and heartbeats. It is for one goroutine.
+// time, what changes within 20 ms in one, and heartbeats. It is for one goroutine.
 type testAgent struct {
 	name, incarnation string
 	servers           []string
@@ -150,6 +150,7 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 	}()
 	beat := time.NewTicker(2 * time.Second)
 	defer beat.Stop()
+	var gather <-chan time.Time
 	a.sent, a.next = false, pb.StatusReport{}
 	for n := uint64(0); ; {
 		select {
@@ -157,6 +158,9 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 			switch m := m.Message.(type) {
 			case *pb.ServerMessage_Desired:
 				a.take(m.Desired)
+				if gather == nil {
+					gather = time.After(20 * time.Millisecond)
+				}
 			case *pb.ServerMessage_StatusAck:
 				a.sent = false
 			}
@@ -165,10 +169,12 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 			if err := stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Heartbeat{Heartbeat: &pb.Heartbeat{Seq: n}}}); err != nil {
 				return err
 			}
+		case <-gather:
+			gather = nil
 		case err := <-failed:
 			return err
 		}
-		if a.sent || len(a.next.Replicas) == 0 && len(a.next.Removed) == 0 && !a.next.Full {
+		if gather != nil || a.sent || len(a.next.Replicas) == 0 && len(a.next.Removed) == 0 && !a.next.Full {
 			continue
 		}
 		a.seq++
