@@ -218,7 +218,6 @@ type placementBench struct {
 	*testCluster
 	b       *testing.B
 	servers []*testHost
-	admin   *pki.Credentials
 	runs    atomic.Int64
 }
 
@@ -231,19 +230,26 @@ func newPlacementBench(b *testing.B) *placementBench {
 	c.voters(s1, 3)
 	c.voters(s2, 3)
 	c.voters(s3, 3)
-	admin, err := pki.LoadCredentials(credentialsDir(s1.config.DataDir, pb.Role_ROLE_ADMIN))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return &placementBench{testCluster: c, b: b, servers: []*testHost{s1, s2, s3}, admin: admin}
+	return &placementBench{testCluster: c, b: b, servers: []*testHost{s1, s2, s3}}
 }
 
-func (p *placementBench) workloads(server int) pb.WorkloadsClient {
-	peers := newPeers(credentials.NewTLS(p.admin.ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2")))
-	p.b.Cleanup(peers.close)
-	conn, err := peers.dial(p.servers[server].config.grpcAddress())
+// admin is what Init made for whoever founded the cluster.
+func (c *testCluster) admin() *pki.Credentials {
+	c.t.Helper()
+	admin, err := pki.LoadCredentials(credentialsDir(c.first.config.DataDir, pb.Role_ROLE_ADMIN))
 	if err != nil {
-		p.b.Fatal(err)
+		c.t.Fatal(err)
+	}
+	return admin
+}
+
+func (c *testCluster) workloads(server *testHost) pb.WorkloadsClient {
+	c.t.Helper()
+	peers := newPeers(credentials.NewTLS(c.admin().ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2")))
+	c.t.Cleanup(peers.close)
+	conn, err := peers.dial(server.config.grpcAddress())
+	if err != nil {
+		c.t.Fatal(err)
 	}
 	return pb.NewWorkloadsClient(conn)
 }
@@ -281,7 +287,7 @@ func BenchmarkPlacementOfMany(b *testing.B) {
 	const replicas = 5000
 	p := newPlacementBench(b)
 	p.fleetOf(100, p.servers...)
-	client := p.workloads(1)
+	client := p.workloads(p.servers[1])
 	var visible, all, gone, cpu time.Duration
 	for b.Loop() {
 		id := fmt.Sprintf("many%d", p.runs.Add(1))
@@ -316,7 +322,7 @@ func BenchmarkPlacementOfOnes(b *testing.B) {
 	const workloads, callers = 1000, 32
 	p := newPlacementBench(b)
 	p.fleetOf(100, p.servers...)
-	tls := p.admin.ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2", "http/1.1")
+	tls := p.admin().ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2", "http/1.1")
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: tls, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: callers}}
 	b.Cleanup(client.CloseIdleConnections)
 	var placed, all, cpu time.Duration
