@@ -1,11 +1,13 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -207,6 +209,10 @@ func (l *leading) takeStatus(ctx context.Context, request *pb.RelayRequest, resp
 			n := together(words)
 			part := words[:n]
 			words = words[n:]
+			// In the order of keys, in which the state machine keeps them.
+			slices.SortFunc(part, func(a, b model.Word) int {
+				return cmp.Or(cmp.Compare(a.Replica.WorkloadId, b.Replica.WorkloadId), cmp.Compare(a.Replica.Replica, b.Replica.Replica))
+			})
 			group.Go(func() error { return l.takeWords(ctx, part) })
 		}
 		if err := group.Wait(); err != nil {
