@@ -132,7 +132,7 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 		return p.putNodeKey(key, kv)
 	case strings.HasPrefix(key, model.RevisionsPrefix):
 		if id, name, ok := model.SplitRevisionKey(key); ok {
-			p.putRevision(id, name, kv.ModRevision)
+			p.putRevision(id, name, kv.ModRevision, kv.Value)
 		}
 	}
 	return nil
@@ -159,13 +159,19 @@ func (p *Picture) putWorkloadKey(key string, kv *pb.KeyValue) error {
 		if err := model.Parse(kv, rec); err != nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
-		p.putWorkload(id, kv.CreateRevision, kv.ModRevision, rec)
+		p.putWorkload(id, kv.CreateRevision, kv.ModRevision, rec, kv.Value)
 	case sub == "status":
 		rec := &pb.WorkloadStatus{}
 		if err := model.Parse(kv, rec); err != nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
 		p.putStatus(id, kv.ModRevision, rec)
+	case sub == "rollout":
+		rec := &pb.Rollout{}
+		if err := model.Parse(kv, rec); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		p.putRollout(id, kv.ModRevision, rec)
 	}
 	return nil
 }
@@ -196,9 +202,11 @@ func (p *Picture) remove(key string) {
 	} else if id, sub, ok := model.SplitKey(model.WorkloadsPrefix, key); ok {
 		switch sub {
 		case "":
-			p.putWorkload(id, 0, 0, nil)
+			p.putWorkload(id, 0, 0, nil, nil)
 		case "status":
 			p.putStatus(id, 0, nil)
+		case "rollout":
+			p.putRollout(id, 0, nil)
 		}
 	} else if id, sub, ok := model.SplitKey(model.NodesPrefix, key); ok {
 		switch sub {
@@ -208,7 +216,7 @@ func (p *Picture) remove(key string) {
 			p.putLease(id, 0)
 		}
 	} else if id, name, ok := model.SplitRevisionKey(key); ok {
-		p.putRevision(id, name, 0)
+		p.putRevision(id, name, 0, nil)
 	}
 }
 

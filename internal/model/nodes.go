@@ -195,7 +195,8 @@ func reportReplica(v Reader, txn *pb.Txn, key, node string, r *pb.Replica, now t
 	next := proto.CloneOf(r)
 	next.NodeId = node
 	next.LastTransition = stored.LastTransition
-	if !known || stored.State != next.State || stored.Generation != next.Generation {
+	// One that ended and runs again between two reports has been in another state.
+	if !known || stored.State != next.State || stored.Generation != next.Generation || stored.Restarts != next.Restarts {
 		next.LastTransition = timestamppb.New(now)
 	}
 	if known && proto.Equal(stored, next) {
