@@ -140,6 +140,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	})
 	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, reserves: true}
 	b.d.placements++
+	if r == nil || old.mod == 0 || b.renewed(r) {
+		b.tally.current++
+	}
 }
 
 // putAssignment stores a as the replica's assignment of this generation.

@@ -331,7 +331,11 @@ func (b *builder) replaceServing() {
 			b.tally.outdated += len(b.candidates) - i
 			break
 		}
-		b.replace(c)
+		if b.w.want.kind == pb.WorkloadKind_SERVICE && c.r.number >= b.w.want.replicas {
+			b.replaceExtra(c)
+		} else {
+			b.replace(c)
+		}
 		b.done()
 	}
 	b.awaitHealth()

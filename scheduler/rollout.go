@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -152,18 +153,19 @@ func (b *builder) considerHeld() {
 		b.each(0, want.replicas, b.consider)
 		return
 	}
-	updated := b.tally.updated
+	updated, current := b.tally.updated, b.tally.current
 	b.w.want, b.run = former, run{d: b.d, w: b.w}
 	b.rollout.former = true
 	b.each(0, want.replicas, func(number int32, r *replica) {
 		if !present(r) {
 			b.consider(number, r)
+			b.tally.outdated++
 		}
 	})
 	b.endRun()
 	b.rollout.former = false
 	b.w.want, b.run = want, run{d: b.d, w: b.w}
-	b.tally.updated = updated
+	b.tally.updated, b.tally.current = updated, current
 	b.d.p.dropShape(former.shape)
 	b.each(0, want.replicas, func(number int32, r *replica) {
 		if present(r) {
@@ -253,6 +255,18 @@ func (b *builder) surgeHelps() bool {
 	return false
 }
 
+// replaceExtra replaces one of them, which serves, within the budget of all.
+func (b *builder) replaceExtra(c candidate) {
+	main := b.tally
+	b.replace(c)
+	moved := b.tally.disrupted > main.disrupted
+	b.tally = main
+	if moved {
+		b.tally.disrupted++
+		b.tally.serving--
+	}
+}
+
 // dismiss takes away a replica that has served its time, unless it is still
 // needed for as many to serve as have to.
 func (b *builder) dismiss(r *replica, others int) {
@@ -320,7 +334,10 @@ func (b *builder) countUpdated(r *replica) {
 	default:
 		reason := r.observed.reason
 		if reason.GetMessage() == "" {
-			reason = &pb.Reason{Code: pb.ReasonCode_UNHEALTHY, Message: "it is " + r.reported().String()}
+			reason = &pb.Reason{Code: pb.ReasonCode_UNHEALTHY, Message: "it is " + strings.ToLower(r.reported().String())}
+			if r.serves() {
+				reason.Message = fmt.Sprintf("it does not run for %s without a restart", time.Duration(u.healthyAfter))
+			}
 		}
 		o.fail(reason, "replica %d was not healthy on %s within %s: %s", r.number, r.assignment.node.id, time.Duration(u.healthyBy), said(reason))
 	}
@@ -363,7 +380,7 @@ func (b *builder) judgeRollout() {
 		return
 	}
 	next := proto.CloneOf(o.rec)
-	next.State, next.Desired, next.Updated, next.Healthy, next.Canaries = state, t.desired, t.current, t.healthy, o.rec.Canaries
+	next.State = state
 	if awaiting {
 		next.Canaries = o.extras.healthy
 	}
@@ -422,10 +439,14 @@ func (b *builder) judge() pb.RolloutState {
 // decision is soon enough.
 func (b *builder) recordRollout() {
 	w, o := b.w, &b.rollout
-	if o.next == nil || b.tally.busy || b.truncated || w.assumedRollout != nil || proto.Equal(o.next, w.rollout) {
+	if o.next == nil || b.tally.busy || b.truncated || w.assumedRollout != nil {
 		return
 	}
 	next := o.next
+	next.Desired, next.Updated, next.Healthy = b.tally.desired, b.tally.current, b.tally.healthy
+	if proto.Equal(next, w.rollout) {
+		return
+	}
 	b.begin()
 	switch {
 	case !o.halted:

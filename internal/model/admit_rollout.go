@@ -30,7 +30,11 @@ func RollbackWorkload(v Reader, req *pb.RollbackWorkloadRequest, m Meta) (*pb.Tx
 	if err != nil {
 		return nil, nil, err
 	}
-	to, err := rollbackTarget(w, all, req.Revision)
+	rollout := &pb.Rollout{}
+	if _, _, err := Load(v, RolloutKey(req.Id), rollout); err != nil {
+		return nil, nil, err
+	}
+	to, err := rollbackTarget(w, all, rollout, req.Revision)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -51,16 +55,25 @@ func RollbackWorkload(v Reader, req *pb.RollbackWorkloadRequest, m Meta) (*pb.Tx
 	return txn, w, nil
 }
 
-func rollbackTarget(w *pb.Workload, all []*pb.Revision, name string) (*pb.Revision, error) {
+// rollbackTarget is the revision that is named, or the one before the present one:
+// that which was rolled out in full before it, if there is one, and not one that
+// failed in between.
+func rollbackTarget(w *pb.Workload, all []*pb.Revision, rollout *pb.Rollout, name string) (*pb.Revision, error) {
 	id := w.Spec.Id
+	find := func(name string) int {
+		return slices.IndexFunc(all, func(r *pb.Revision) bool { return r.Revision == name })
+	}
 	if name != "" {
-		at := slices.IndexFunc(all, func(r *pb.Revision) bool { return r.Revision == name })
+		at := find(name)
 		if at < 0 {
 			return nil, refuse(codes.NotFound, "workload %q has no revision %q in its history", id, clip(name))
 		}
 		return all[at], nil
 	}
-	at := slices.IndexFunc(all, func(r *pb.Revision) bool { return r.Revision == w.Revision })
+	if at := find(rollout.Previous); at >= 0 && rollout.Revision == w.Revision && rollout.Previous != w.Revision {
+		return all[at], nil
+	}
+	at := find(w.Revision)
 	if at < 0 || at+1 == len(all) {
 		return nil, refuse(codes.FailedPrecondition, "workload %q has no revision before the present one", id)
 	}
