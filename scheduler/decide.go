@@ -158,6 +158,9 @@ func (d *decider) decide(w *workload) {
 	}
 	b.flush()
 	b.endRun()
+	if b.rollout.former != nil {
+		d.p.dropShape(b.rollout.former.shape)
+	}
 
 	if b.waiting {
 		d.p.waiting.add(w)

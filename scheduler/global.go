@@ -55,23 +55,14 @@ func (b *builder) globalReplica(r *replica, covered uint64) {
 		return
 	}
 	if r.assignment.mod == 0 {
-		b.vanish(r)
+		b.reconcile(r, wantGone)
 		if n := r.observed.node; n != nil && b.exclusive(r) && !n.lost() {
 			n.coverStamp = covered
 		}
 		return
 	}
-	n := r.assignment.node
-	switch {
-	case n.mod == 0 || n.drains() || !b.w.want.shape.filter.allows(n):
-		b.vanish(r)
-	case n.lost():
-		// Parked.
-	default:
-		n.coverStamp = covered
-		b.tally.desired++
-		b.considerAssigned(r)
-	}
+	r.assignment.node.coverStamp = covered
+	b.reconcile(r, b.desireOf(r))
 }
 
 // missing are the open nodes that match and are not covered, by name.

@@ -23,26 +23,12 @@ func (b *builder) stop() {
 		switch a := &r.assignment; {
 		case r.next != nil:
 			b.tally.busy = true
-		case a.mod == 0:
-			b.vanish(r)
-		case !global && r.number >= b.w.want.replicas || a.node.mod == 0 || a.node.drains():
-			b.vanish(r)
-		case r.reported() == pb.State_COMPLETED:
-			// It has nothing to stop, and the room that it left may be taken.
-			b.tally.assigned++
-			b.tally.completed++
-		case a.desired != pb.DesiredState_DESIRED_STOPPED:
-			b.restate(r, pb.DesiredState_DESIRED_STOPPED)
-			b.dropRetry(r)
-			b.say(note{kind: pb.EventType_WORKLOAD_UPDATED, verb: verbStopped, number: r.number, node: a.node.id})
-			b.tally.assigned++
-			b.tally.scheduled++
+		case a.mod == 0 || !global && r.number >= b.w.want.replicas:
+			b.reconcile(r, wantGone)
+		case a.desired == pb.DesiredState_DESIRED_STOPPED:
+			b.reconcile(r, wantStopped)
 		default:
-			b.dropRetry(r)
-			b.tally.assigned++
-			if s := r.reported(); !a.node.lost() && s != pb.State_STOPPED && s != pb.State_FAILED {
-				b.tally.scheduled++
-			}
+			b.reconcile(r, wantStop)
 		}
 		b.done()
 	}
@@ -60,7 +46,7 @@ func (b *builder) leave() {
 			b.tally.busy = true
 			continue
 		}
-		b.vanish(r)
+		b.reconcile(r, wantGone)
 		b.done()
 	}
 	if len(b.w.replicas) > 0 {

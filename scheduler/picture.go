@@ -29,6 +29,11 @@ import (
 // Picture is the part of the keyspace that placement depends on, compact and
 // indexed. It is for one goroutine.
 type Picture struct {
+	// Moved, if it is set, is told of each assignment that comes to a node, with
+	// gone 0, or leaves it, with the generation that is gone. One that changes on
+	// its node leaves it and comes.
+	Moved func(node, workload string, replica int32, gone int64)
+
 	revision  int64
 	nodes     map[string]*node
 	workloads map[string]*workload
@@ -38,6 +43,8 @@ type Picture struct {
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index
+	// With defaults filled in; never nil.
+	config *pb.SchedulerConfig
 
 	// Workloads that have to be looked at.
 	dirty workloadSet
@@ -67,7 +74,7 @@ func NewPicture() *Picture {
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
-		index: index{stale: true},
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
 	}
 }
 
@@ -134,8 +141,22 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 		if id, name, ok := model.SplitRevisionKey(key); ok {
 			p.putRevision(id, name, kv.ModRevision, kv.Value)
 		}
+	case key == model.SchedulerKey:
+		rec := &pb.SchedulerConfig{}
+		if err := model.Parse(kv, rec); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		p.putConfig(rec)
 	}
 	return nil
+}
+
+// putConfig takes in the scheduler's configuration; nil: there is none.
+func (p *Picture) putConfig(rec *pb.SchedulerConfig) {
+	p.config = model.EffectiveSchedulerConfig(rec)
+	for _, w := range p.waiting.list {
+		p.touch(w)
+	}
 }
 
 func (p *Picture) replicaRecord(key, prefix string, kv *pb.KeyValue, rec proto.Message, take func(id string, number int32)) error {
@@ -217,6 +238,8 @@ func (p *Picture) remove(key string) {
 		}
 	} else if id, name, ok := model.SplitRevisionKey(key); ok {
 		p.putRevision(id, name, 0, nil)
+	} else if key == model.SchedulerKey {
+		p.putConfig(nil)
 	}
 }
 

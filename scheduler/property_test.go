@@ -226,6 +226,7 @@ func (m *machine) failSomething() {
 // decide makes a plan, checks it, and lets it go its way.
 func (m *machine) decide() {
 	m.see()
+	m.checkTable()
 	plan := Decide(m.picture, m.now, m.opt)
 	if again := Decide(m.picture, m.now, m.opt); planText(m.world, plan) != planText(m.world, again) {
 		m.t.Fatalf("two decisions on one picture differ:\n%s\n%s", planText(m.world, plan), planText(m.world, again))
@@ -334,6 +335,31 @@ func (m *machine) checkDisruptions(plan *Plan) {
 		held := goesOn(ro) && ro.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && w.PromotedRevision != w.Revision && w.Spec.Update.Canary > 0 || ro.State == pb.RolloutState_ROLLOUT_FAILED
 		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration
 		m.checkDisruption(w, held, serving, now)
+		if held && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
+			m.checkFormer(w, plan)
+		}
+	}
+}
+
+// checkFormer holds that while an update does not go on, what is not at its
+// revision does not come to it: neither what is down nor what has to leave.
+func (m *machine) checkFormer(w *pb.Workload, plan *Plan) {
+	for i := range plan.Steps {
+		for _, op := range plan.Steps[i].Txn.Success {
+			key := string(op.GetRequestPut().GetKey())
+			id, number, ok := model.SplitReplicaKey(model.AssignmentsPrefix, key)
+			if !ok || id != w.Spec.Id || number >= w.Spec.GetReplicas() {
+				continue
+			}
+			was, is := &pb.Assignment{}, &pb.Assignment{}
+			m.load(key, was)
+			if err := proto.Unmarshal(op.GetRequestPut().Value, is); err != nil {
+				m.t.Fatal(err)
+			}
+			if was.Revision != w.Revision && is.Revision == w.Revision {
+				m.t.Fatalf("%s is brought to %s from %q though the update does not go on", key, is.Revision, was.Revision)
+			}
+		}
 	}
 }
 

@@ -122,6 +122,14 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 	r := w.replica(number)
 	p.unreserve(r)
 	old := r.assignment.node
+	if p.Moved != nil {
+		if old != nil {
+			p.Moved(old.id, id, number, r.assignment.generation)
+		}
+		if rec != nil {
+			p.Moved(rec.NodeId, id, number, 0)
+		}
+	}
 	r.assignment = assignment{}
 	if rec != nil {
 		r.assignment = assignment{

@@ -52,8 +52,9 @@ type rollout struct {
 	// Replicas that serve at another revision are left as they are, and those that
 	// are down come back at the last revision that was rolled out in full.
 	holds bool
-	// The replicas looked at are at that revision.
-	former bool
+	// What they want then; nil where it is not known. atFormer: it is looked at now.
+	former   *want
+	atFormer bool
 	// No further replica is to be replaced.
 	halted bool
 	// Surge replicas and canaries.
@@ -148,30 +149,36 @@ func (b *builder) considerHeld() {
 	present := func(r *replica) bool {
 		return r != nil && r.assignment.mod != 0 && r.assignment.revision == want.revision
 	}
-	former := b.d.p.wantAt(b.w, b.rollout.rec.Previous)
-	if former == nil {
+	o := &b.rollout
+	if o.former = b.d.p.wantAt(b.w, o.rec.Previous); o.former == nil {
 		b.each(0, want.replicas, b.consider)
 		return
 	}
-	updated, current := b.tally.updated, b.tally.current
-	b.w.want, b.run = former, run{d: b.d, w: b.w}
-	b.rollout.former = true
-	b.each(0, want.replicas, func(number int32, r *replica) {
-		if !present(r) {
-			b.consider(number, r)
-			b.tally.outdated++
-		}
+	b.asFormer(func() {
+		b.each(0, want.replicas, func(number int32, r *replica) {
+			if !present(r) {
+				b.consider(number, r)
+				b.tally.outdated++
+			}
+		})
 	})
-	b.endRun()
-	b.rollout.former = false
-	b.w.want, b.run = want, run{d: b.d, w: b.w}
-	b.tally.updated, b.tally.current = updated, current
-	b.d.p.dropShape(former.shape)
 	b.each(0, want.replicas, func(number int32, r *replica) {
 		if present(r) {
 			b.consider(number, r)
 		}
 	})
+}
+
+// asFormer does something about replicas as if the workload were at the last
+// revision that was rolled out in full.
+func (b *builder) asFormer(do func()) {
+	o, want, updated, current := &b.rollout, b.w.want, b.tally.updated, b.tally.current
+	b.endRun()
+	b.w.want, b.run, o.atFormer = o.former, run{d: b.d, w: b.w}, true
+	do()
+	b.endRun()
+	b.w.want, b.run, o.atFormer = want, run{d: b.d, w: b.w}, false
+	b.tally.updated, b.tally.current = updated, current
 }
 
 // wantAt is what the workload would want if it were taken back to a revision; nil
@@ -275,7 +282,11 @@ func (b *builder) dismiss(r *replica, others int) {
 		b.tally.serving++
 		return
 	}
-	b.surplus(r)
+	if r.next != nil {
+		b.tally.busy = true
+		return
+	}
+	b.reconcile(r, wantGone)
 }
 
 // healthy reports whether a replica that serves has done so for long enough; due
@@ -288,7 +299,7 @@ func (b *builder) healthy(r *replica) (ok bool, due int64) {
 // counts reports whether a replica is one of those that serve, as the update
 // strategy has it.
 func (b *builder) counts(r *replica) bool {
-	if !r.serves() || b.rollout.former || !b.rollout.paced || b.renewed(r) {
+	if !r.serves() || b.rollout.atFormer || !b.rollout.paced || b.renewed(r) {
 		return r.serves()
 	}
 	ok, _ := b.healthy(r)
@@ -299,7 +310,7 @@ func (b *builder) counts(r *replica) bool {
 // is rolled out.
 func (b *builder) countUpdated(r *replica) {
 	o, u := &b.rollout, &b.w.want.update
-	if o.rec == nil || o.former {
+	if o.rec == nil || o.atFormer {
 		return
 	}
 	b.tally.current++

@@ -29,6 +29,8 @@ const (
 
 	EpochKey   = SystemPrefix + "epoch"
 	ClusterKey = SystemPrefix + "cluster"
+	// Holds pb.SchedulerConfig; what is absent means the defaults.
+	SchedulerKey = SystemPrefix + "scheduler"
 )
 
 // SystemPrefixes are all prefixes that belong to Persys itself.

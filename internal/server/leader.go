@@ -35,7 +35,7 @@ const (
 // lead is everything that only the leader does. Its context ends with the
 // leadership; what it proposed late is refused by its epoch.
 func (r *replica) lead(ctx context.Context, epoch int64) error {
-	l := newLeading(r.store, epoch, r.config.LeaseTTL)
+	l := newLeading(r.store, r.picture, epoch, r.config.LeaseTTL)
 	if err := r.found(ctx, l); err != nil {
 		return err
 	}

@@ -218,7 +218,7 @@ func (s *sessions) pushDesired(ctx context.Context, se *session) error {
 	if err != nil {
 		return status.Errorf(codes.Unavailable, "desired set: %v", err)
 	}
-	if err := s.desired.reached(ctx, v.Revision()); err != nil {
+	if err := s.desired.picture.reached(ctx, v.Revision()); err != nil {
 		return err
 	}
 	sub := s.desired.subscribe(se.node)
@@ -230,6 +230,11 @@ func (s *sessions) pushDesired(ctx context.Context, se *session) error {
 		}
 		if err := se.post(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: set}}); err != nil {
 			return err
+		}
+		select {
+		case <-time.After(desiredGap):
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
