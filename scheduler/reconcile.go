@@ -15,6 +15,8 @@ const (
 	wantRun desire = iota
 	// It is to run, and is assigned at another revision or before the last restart.
 	wantNew
+	// As wantNew, and the update does not go on: it has failed, or waits for promotion.
+	wantHeld
 	// It is to run, and its assignment says that it is stopped.
 	wantStart
 	// It is to be stopped, and its assignment says that it runs.
@@ -115,6 +117,8 @@ const (
 	// Assign it anew when the update strategy has one to spare; on its node if that
 	// will do.
 	replaceInTurn
+	// It serves as it is.
+	leave
 	// Assign it anew now, on its node if that will do.
 	replace
 	// Tell its agent to stop it; its room stays reserved.
@@ -153,6 +157,14 @@ var table = [desires][sights]row{
 	wantNew: {
 		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
 		running:    {fit: replaceInTurn, closed: replaceInTurn, draining: replaceInTurn, overdue: replace, unmatched: replaceInTurn, lost: moveLost, gone: moveLost},
+		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		completed:  {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+	},
+	wantHeld: {
+		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		running:    {fit: leave, closed: leave, draining: moveInTurn, overdue: move, unmatched: moveInTurn, lost: moveLost, gone: moveLost},
 		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
 		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
 		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
@@ -246,6 +258,8 @@ func (b *builder) desireOf(r *replica) desire {
 	switch {
 	case r.assignment.mod == 0:
 		return wantRun
+	case b.renewed(r) && b.rollout.holds:
+		return wantHeld
 	case b.renewed(r):
 		return wantNew
 	case r.assignment.desired != pb.DesiredState_DESIRED_RUNNING:
@@ -332,13 +346,15 @@ func (b *builder) reconcile(r *replica, want desire) {
 		if n.drainDeadline != 0 && n.drains() {
 			b.at(n.drainDeadline)
 		}
-		b.candidates = append(b.candidates, candidate{r: r, why: b.unfit(n)})
+		b.candidates = append(b.candidates, candidate{r: r, why: b.unfit(n), former: b.rollout.atFormer})
 	case move:
 		b.replace(candidate{r: r, why: b.unfit(n)})
 	case moveLost:
 		b.lost(r, want != wantRun)
 	case replaceInTurn:
 		b.candidates = append(b.candidates, b.renewal(r))
+	case leave:
+		b.tally.outdated++
 	case replace:
 		b.replace(b.renewal(r))
 	case tellToStop:
@@ -371,6 +387,12 @@ func (b *builder) count(r *replica, s situation, do action) {
 		if s.want == wantRun {
 			b.tally.updated++
 		}
+		if b.counts(r) {
+			b.tally.serving++
+		}
+	}
+	if s.want == wantRun && s.seen != completed && (s.seen == exhausted || !r.assignment.node.lost()) {
+		b.countUpdated(r)
 	}
 	if s.want <= wantStart && s.kind == pb.WorkloadKind_GLOBAL {
 		b.tally.desired++

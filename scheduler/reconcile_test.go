@@ -109,13 +109,22 @@ func (c cell) world(t *testing.T, exclusive, spare bool) *cellWorld {
 	if c.kind == pb.WorkloadKind_GLOBAL {
 		spec.Replicas, spec.Placement.Nodes = nil, []string{"n1"}
 	}
+	// A replica serves as soon as it runs.
+	spec.Update = &pb.UpdateStrategy{MinHealthySeconds: proto.Int32(0), Canary: 1}
+	rollout := &pb.Rollout{Revision: "v1", State: pb.RolloutState_ROLLOUT_PROGRESSING, ProgressTime: timestamppb.New(w.now)}
 	switch c.want {
+	case wantHeld:
+		rollout.State = pb.RolloutState_ROLLOUT_AWAITING_PROMOTION
+		if c.kind == pb.WorkloadKind_GLOBAL {
+			rollout.State = pb.RolloutState_ROLLOUT_FAILED
+		}
 	case wantStop, wantStopped:
 		spec.DesiredState = pb.DesiredState_DESIRED_STOPPED
 	case wantGone:
 		spec.DesiredState = pb.DesiredState_DESIRED_DELETED
 	}
 	w.submit(spec, "v1")
+	w.put(model.RolloutKey("w"), rollout)
 	rec := &pb.Workload{}
 	w.load(model.WorkloadKey("w"), rec)
 	a := &pb.Assignment{
@@ -131,7 +140,7 @@ func (c cell) world(t *testing.T, exclusive, spare bool) *cellWorld {
 		}
 	}
 	switch c.want {
-	case wantNew:
+	case wantNew, wantHeld:
 		a.Revision = "v0"
 	case wantStart, wantStopped:
 		a.DesiredState = pb.DesiredState_DESIRED_STOPPED
@@ -309,6 +318,9 @@ func (c cell) test(t *testing.T) {
 		w.is(pb.State_RETRY_PENDING)
 	case retryIt:
 		c.testRetry(t, w)
+	case leave:
+		w.unchanged()
+		w.is(pb.State_UPDATING)
 	case rest:
 		w.unchanged()
 		w.report("w/000001", pb.State_STOPPED, nil)
@@ -414,6 +426,9 @@ func (w *world) situation(r *replica) situation {
 	d := &decider{p: w.picture, now: w.now, nano: w.now.UnixNano(), opt: w.opt.withDefaults(), plan: &Plan{}}
 	b := &builder{d: d, w: r.w}
 	want := r.w.want
+	if want != nil {
+		b.beginRollout()
+	}
 	switch global := want != nil && want.kind == pb.WorkloadKind_GLOBAL; {
 	case want == nil || want.desired == pb.DesiredState_DESIRED_DELETED, !global && r.number >= want.replicas, r.assignment.mod == 0 &&
 		(global || want.desired == pb.DesiredState_DESIRED_STOPPED):

@@ -142,7 +142,8 @@ func (t *reporting) take(w *Word) error {
 	next := proto.CloneOf(r)
 	next.NodeId = w.Node
 	next.LastTransition = stored.LastTransition
-	if !known || stored.State != next.State || stored.Generation != next.Generation {
+	// One that ended and runs again between two reports has been in another state.
+	if !known || stored.State != next.State || stored.Generation != next.Generation || stored.Restarts != next.Restarts {
 		next.LastTransition = timestamppb.New(t.now)
 	}
 	if known && proto.Equal(stored, next) {
