@@ -30,6 +30,8 @@ type kind struct {
 	remove func(v model.Reader, id string, m model.Meta) (*pb.Txn, error)
 	// writer is who writes the keys, and instead what to use, for refusals.
 	writer, instead string
+	// admins: only who manages the cluster may put and remove it.
+	admins bool
 	// part: it belongs to the object one level up, and goes when that goes.
 	part bool
 }
@@ -113,7 +115,7 @@ var kinds = []kind{
 		writer: "the first leader, once", instead: "it never changes",
 	},
 	{
-		pattern: model.SchedulerKey, message: &pb.SchedulerConfig{},
+		pattern: model.SchedulerKey, message: &pb.SchedulerConfig{}, admins: true,
 		complete: func(m proto.Message, kv *pb.KeyValue) { m.(*pb.SchedulerConfig).ResourceVersion = kv.ModRevision },
 		put: func(v model.Reader, _ string, document []byte, m model.Meta) (*pb.Txn, error) {
 			return model.PutSchedulerConfig(v, document, m)

@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -540,5 +541,26 @@ func TestSchedulerConfigAsADocument(t *testing.T) {
 	}
 	if answer, err := client.Get(ctx, model.SchedulerKey); err != nil || len(answer.Kvs) != 0 {
 		t.Errorf("%v %v", answer, err)
+	}
+}
+
+// How the scheduler is set is for admins, as by the other APIs.
+func TestSchedulerConfigIsForAdmins(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *Config) {
+		cfg.Identity = func(ctx context.Context) (string, pb.Role, bool) {
+			v := metadata.ValueFromIncomingContext(ctx, "test-role")
+			return strings.Join(v, ""), pb.Role(pb.Role_value[strings.Join(v, "")]), len(v) > 0
+		}
+	})
+	client := c.client()
+	is := func(role string) context.Context {
+		return metadata.AppendToOutgoingContext(within(t, patience), "test-role", role)
+	}
+	on := clientv3.OpPut(model.SchedulerKey, `{"rebalance": true}`)
+	for _, write := range []clientv3.Op{on, clientv3.OpDelete(model.SchedulerKey)} {
+		if err := errOf(client.Do(is("ROLE_OPERATOR"), write)); err == nil || !strings.Contains(err.Error(), "is changed by admins only") {
+			t.Errorf("operator: %v", err)
+		}
+		wants(t, "admin", errOf(client.Do(is("ROLE_ADMIN"), write)), nil)
 	}
 }
