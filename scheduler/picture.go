@@ -57,6 +57,9 @@ type Picture struct {
 	// Steps that are committed at a revision that the picture has not reached.
 	confirmed []confirmation
 
+	// Workloads of which replicas are to be dropped before anybody looks.
+	thinning []*workload
+
 	// Lent to one decision after another.
 	touched []saved
 

@@ -107,14 +107,27 @@ func (w *workload) replica(number int32) *replica {
 	return w.replicas[i]
 }
 
+// forgetReplica drops a replica that nothing is stored of any more, when thin
+// is called next: a large workload that goes would be moved together for each.
 func (p *Picture) forgetReplica(r *replica) {
-	if r.assignment.mod != 0 || r.observed.mod != 0 || r.retry != nil || r.next != nil {
-		return
+	if r.empty() && !r.w.thins {
+		r.w.thins = true
+		p.thinning = append(p.thinning, r.w)
 	}
-	if i, ok := r.w.search(r.number); ok {
-		r.w.replicas = slices.Delete(r.w.replicas, i, i+1)
+}
+
+func (r *replica) empty() bool {
+	return r.assignment.mod == 0 && r.observed.mod == 0 && r.retry == nil && r.next == nil
+}
+
+func (p *Picture) thin() {
+	for _, w := range p.thinning {
+		w.thins = false
+		w.replicas = slices.DeleteFunc(w.replicas, (*replica).empty)
+		p.forgetWorkload(w)
 	}
-	p.forgetWorkload(r.w)
+	clear(p.thinning)
+	p.thinning = p.thinning[:0]
 }
 
 func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assignment) {

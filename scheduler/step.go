@@ -89,7 +89,10 @@ func (p *Picture) Confirm(s Step, revision int64) {
 }
 
 // Rollback ends the assumption of a step that was refused.
-func (p *Picture) Rollback(s Step) { p.unassume(s) }
+func (p *Picture) Rollback(s Step) {
+	p.unassume(s)
+	p.thin()
+}
 
 // settle ends the assumptions of confirmed steps that the picture has reached.
 func (p *Picture) settle() {
@@ -103,6 +106,7 @@ func (p *Picture) settle() {
 	}
 	clear(p.confirmed[len(later):])
 	p.confirmed = later
+	p.thin()
 }
 
 func (p *Picture) unassume(s Step) {

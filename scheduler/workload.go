@@ -38,6 +38,8 @@ type workload struct {
 
 	// By number.
 	replicas []*replica
+	// Some of them are to be dropped.
+	thins bool
 	// By mod_revision, oldest first.
 	revisions []storedRevision
 

@@ -1,11 +1,13 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -185,6 +187,9 @@ func (l *leading) takeStatus(ctx context.Context, request *pb.RelayRequest, resp
 				continue
 			}
 			more = true
+			if err := l.tellDrifts(ctx, report.NodeId, report.Status[turn].Drifts); err != nil {
+				return err
+			}
 			said, refusal, err := l.wordsOf(ctx, report.NodeId, report.Status[turn])
 			if err != nil {
 				return err
@@ -204,12 +209,20 @@ func (l *leading) takeStatus(ctx context.Context, request *pb.RelayRequest, resp
 			n := together(words)
 			part := words[:n]
 			words = words[n:]
+			// In the order of keys, in which the state machine keeps them.
+			slices.SortFunc(part, func(a, b model.Word) int {
+				return cmp.Or(cmp.Compare(a.Replica.WorkloadId, b.Replica.WorkloadId), cmp.Compare(a.Replica.Replica, b.Replica.Replica))
+			})
 			group.Go(func() error { return l.takeWords(ctx, part) })
 		}
 		if err := group.Wait(); err != nil {
 			return fmt.Errorf("status of nodes: %w", err)
 		}
 	}
+}
+
+func (l *leading) tellDrifts(ctx context.Context, node string, drifts []*pb.Drift) error {
+	return l.propose(ctx, func(*fsm.View) (*pb.Txn, error) { return model.ReportDrifts(node, drifts, time.Now()), nil })
 }
 
 func (l *leading) wordsOf(ctx context.Context, node string, report *pb.StatusReport) (words []model.Word, refusal, err error) {

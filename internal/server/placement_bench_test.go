@@ -88,7 +88,7 @@ func (c *testCluster) fleetOf(n int, servers ...*testHost) *testFleet {
 type testFleet struct{ agents []*testAgent }
 
 // testAgent holds sessions as an agent does: one status report under way at a
-// time, and heartbeats. It is for one goroutine.
+// time, what changes within 20 ms in one, and heartbeats. It is for one goroutine.
 type testAgent struct {
 	name, incarnation string
 	servers           []string
@@ -150,6 +150,7 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 	}()
 	beat := time.NewTicker(2 * time.Second)
 	defer beat.Stop()
+	var gather <-chan time.Time
 	a.sent, a.next = false, pb.StatusReport{}
 	for n := uint64(0); ; {
 		select {
@@ -157,6 +158,9 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 			switch m := m.Message.(type) {
 			case *pb.ServerMessage_Desired:
 				a.take(m.Desired)
+				if gather == nil {
+					gather = time.After(20 * time.Millisecond)
+				}
 			case *pb.ServerMessage_StatusAck:
 				a.sent = false
 			}
@@ -165,10 +169,12 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 			if err := stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Heartbeat{Heartbeat: &pb.Heartbeat{Seq: n}}}); err != nil {
 				return err
 			}
+		case <-gather:
+			gather = nil
 		case err := <-failed:
 			return err
 		}
-		if a.sent || len(a.next.Replicas) == 0 && len(a.next.Removed) == 0 && !a.next.Full {
+		if gather != nil || a.sent || len(a.next.Replicas) == 0 && len(a.next.Removed) == 0 && !a.next.Full {
 			continue
 		}
 		a.seq++
@@ -212,7 +218,6 @@ type placementBench struct {
 	*testCluster
 	b       *testing.B
 	servers []*testHost
-	admin   *pki.Credentials
 	runs    atomic.Int64
 }
 
@@ -225,19 +230,26 @@ func newPlacementBench(b *testing.B) *placementBench {
 	c.voters(s1, 3)
 	c.voters(s2, 3)
 	c.voters(s3, 3)
-	admin, err := pki.LoadCredentials(credentialsDir(s1.config.DataDir, pb.Role_ROLE_ADMIN))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return &placementBench{testCluster: c, b: b, servers: []*testHost{s1, s2, s3}, admin: admin}
+	return &placementBench{testCluster: c, b: b, servers: []*testHost{s1, s2, s3}}
 }
 
-func (p *placementBench) workloads(server int) pb.WorkloadsClient {
-	peers := newPeers(credentials.NewTLS(p.admin.ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2")))
-	p.b.Cleanup(peers.close)
-	conn, err := peers.dial(p.servers[server].config.grpcAddress())
+// admin is what Init made for whoever founded the cluster.
+func (c *testCluster) admin() *pki.Credentials {
+	c.t.Helper()
+	admin, err := pki.LoadCredentials(credentialsDir(c.first.config.DataDir, pb.Role_ROLE_ADMIN))
 	if err != nil {
-		p.b.Fatal(err)
+		c.t.Fatal(err)
+	}
+	return admin
+}
+
+func (c *testCluster) workloads(server *testHost) pb.WorkloadsClient {
+	c.t.Helper()
+	peers := newPeers(credentials.NewTLS(c.admin().ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2")))
+	c.t.Cleanup(peers.close)
+	conn, err := peers.dial(server.config.grpcAddress())
+	if err != nil {
+		c.t.Fatal(err)
 	}
 	return pb.NewWorkloadsClient(conn)
 }
@@ -275,7 +287,7 @@ func BenchmarkPlacementOfMany(b *testing.B) {
 	const replicas = 5000
 	p := newPlacementBench(b)
 	p.fleetOf(100, p.servers...)
-	client := p.workloads(1)
+	client := p.workloads(p.servers[1])
 	var visible, all, gone, cpu time.Duration
 	for b.Loop() {
 		id := fmt.Sprintf("many%d", p.runs.Add(1))
@@ -310,7 +322,7 @@ func BenchmarkPlacementOfOnes(b *testing.B) {
 	const workloads, callers = 1000, 32
 	p := newPlacementBench(b)
 	p.fleetOf(100, p.servers...)
-	tls := p.admin.ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2", "http/1.1")
+	tls := p.admin().ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2", "http/1.1")
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: tls, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: callers}}
 	b.Cleanup(client.CloseIdleConnections)
 	var placed, all, cpu time.Duration
