@@ -308,11 +308,27 @@ func (b *builder) counts(r *replica) bool {
 	return ok
 }
 
+// rolls reports whether it matters how replicas at the present revision do, and
+// those that are looked at are at it.
+func (b *builder) rolls() bool {
+	o := &b.rollout
+	return o.rec != nil && !o.atFormer && (goesOn(o.rec) || o.rec.State == pb.RolloutState_ROLLOUT_FAILED)
+}
+
+// countHealthy takes in a replica at the present revision that has ended well.
+func (b *builder) countHealthy(r *replica) {
+	if b.rolls() {
+		b.tally.current++
+		b.tally.healthy++
+		b.rollout.progress = max(b.rollout.progress, r.observed.transition)
+	}
+}
+
 // countUpdated takes in how a replica does that is assigned at the revision that
 // is rolled out.
 func (b *builder) countUpdated(r *replica) {
 	o, u := &b.rollout, &b.w.want.update
-	if o.rec == nil || o.atFormer || !goesOn(o.rec) && o.rec.State != pb.RolloutState_ROLLOUT_FAILED {
+	if !b.rolls() {
 		return
 	}
 	b.tally.current++
