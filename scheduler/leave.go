@@ -66,18 +66,18 @@ func (b *builder) leave() {
 	b.do(model.DeletePrefix(model.RevisionsPrefix + id + "/"))
 	b.do(model.DeletePrefix(model.RetriesPrefix + id + "/"))
 	b.step.leaves = true
-	b.say(note{kind: pb.EventType_WORKLOAD_DELETED, number: -1})
+	b.say(note{kind: pb.EventType_WORKLOAD_DELETED, number: -1, text: "deleted"})
 }
 
 // pruneRevisions deletes the oldest revisions that nothing runs and that are
 // more than history keeps.
 func (b *builder) pruneRevisions() {
 	excess := len(b.w.revisions) - keptRevisions
-	if excess <= 0 || b.w.want == nil || b.tally.leave {
+	if excess <= 0 || b.w.want == nil || b.tally.leave || b.step != nil && b.step.rewrites {
 		return
 	}
 	for _, rev := range b.w.revisions[:excess] {
-		used := rev.name == b.w.want.revision || slices.ContainsFunc(b.w.replicas, func(r *replica) bool {
+		used := rev.name == b.w.want.revision || rev.name == b.w.rollout.GetPrevious() || slices.ContainsFunc(b.w.replicas, func(r *replica) bool {
 			return r.assignment.revision == rev.name || r.next != nil
 		})
 		if !used {

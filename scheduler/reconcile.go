@@ -4,17 +4,26 @@ import pb "github.com/persys-dev/persys/proto/persys/v1"
 
 // What is to become of one replica is looked up: what is wanted of it, what is
 // seen of it, and how its node is, give the action. docs/reconciliation.md is
-// printed from this table, and a test drives a cluster into each of its cells.
+// printed from this table and from the comments here, and a test drives a cluster
+// into each of its cells.
 
 // desire is what is wanted of a replica, beside what its assignment says.
 type desire uint8
 
 const (
+	// It is to run, as it is assigned or, without an assignment, anywhere.
 	wantRun desire = iota
+	// It is to run, and is assigned at another revision or before the last restart.
 	wantNew
+	// As wantNew, and the update does not go on: it has failed, or waits for promotion.
+	wantHeld
+	// It is to run, and its assignment says that it is stopped.
 	wantStart
+	// It is to be stopped, and its assignment says that it runs.
 	wantStop
+	// It is to be stopped, as its assignment says.
 	wantStopped
+	// There is to be no such replica: the workload is deleted or has fewer.
 	wantGone
 	desires
 )
@@ -23,15 +32,25 @@ const (
 type sight uint8
 
 const (
+	// Not assigned, and nothing of it may be running.
 	absent sight = iota
+	// Not assigned, and waits for the time of its next attempt.
 	pausing
+	// Not assigned, and an instance may still be running where it was.
 	ending
+	// Attempts are used up at this revision.
 	exhausted
+	// Assigned; its agent has not said yet that it runs.
 	starting
+	// Runs.
 	running
+	// Has ended, and its agent is about to start it again.
 	restarting
+	// Its agent has given it up.
 	failed
+	// Its agent has stopped it.
 	stopped
+	// Has run to its end with success.
 	completed
 	sights
 )
@@ -40,43 +59,81 @@ const (
 type condition uint8
 
 const (
+	// It is on none.
 	nowhere condition = iota
+	// Ready, and matches.
 	fit
+	// Cordoned, or a suspect: its lease is over and it is not declared lost. It keeps
+	// what it has and gets nothing new.
 	closed
+	// To be emptied, in good order.
 	draining
+	// To be emptied, and the deadline is over.
 	overdue
+	// Answers, but the workload may not be there any more.
 	unmatched
+	// Does not answer.
 	lost
+	// Was removed, or does not answer and was to be emptied.
 	gone
 	conditions
 )
 
-// action is what is done about a replica; never where it cannot be so.
+// action is what is done about a replica.
 type action uint8
 
 const (
+	// It can't be so.
 	never action = iota
+	// Assign it to the best node; where none has room it is pending, which costs no
+	// attempt.
 	placeIt
+	// Wait for the time of the next attempt.
 	pause
+	// Place it when its agent has said that the instance is gone, or its node has been
+	// lost for a lease and a margin. Work that is not exclusive is placed at once.
 	placeOnceEnded
+	// It has failed for good, until a retry or a change.
 	giveUp
+	// As giveUp; its place is given back.
 	vacate
+	// Its agent will speak.
 	await
+	// All is well; failures of old are forgotten after a while.
 	keep
+	// The agent is at it.
 	localRestart
+	// Count the failure; attempt it again after a pause, elsewhere if possible, until
+	// attempts are used up. A refusal for lack of room costs none.
 	retryIt
+	// Nothing is left to do.
 	rest
+	// Assign it elsewhere when the update strategy has one to spare.
 	moveInTurn
+	// Assign it elsewhere now; it stays where nothing else has room.
 	move
+	// Assign it elsewhere now; what is exclusive when it must have ended.
 	moveLost
+	// Assign it anew when the update strategy has one to spare; on its node if that
+	// will do.
 	replaceInTurn
+	// It serves as it is.
+	leave
+	// Assign it anew now, on its node if that will do.
 	replace
+	// Tell its agent to stop it; its room stays reserved.
 	tellToStop
+	// Its agent will stop it.
 	awaitStop
+	// It is as it should be.
 	keepStopped
+	// Take its assignment away.
 	remove
+	// Its agent will say when it is gone.
 	awaitGone
+	// Delete what is recorded of it; of exclusive work when it must have ended.
 	forget
+	// It stays assigned and counts for nothing until its node is back.
 	park
 	actions
 )
@@ -100,6 +157,14 @@ var table = [desires][sights]row{
 	wantNew: {
 		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
 		running:    {fit: replaceInTurn, closed: replaceInTurn, draining: replaceInTurn, overdue: replace, unmatched: replaceInTurn, lost: moveLost, gone: moveLost},
+		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		completed:  {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+	},
+	wantHeld: {
+		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		running:    {fit: leave, closed: leave, draining: moveInTurn, overdue: move, unmatched: moveInTurn, lost: moveLost, gone: moveLost},
 		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
 		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
 		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
@@ -193,6 +258,8 @@ func (b *builder) desireOf(r *replica) desire {
 	switch {
 	case r.assignment.mod == 0:
 		return wantRun
+	case b.renewed(r) && b.rollout.holds:
+		return wantHeld
 	case b.renewed(r):
 		return wantNew
 	case r.assignment.desired != pb.DesiredState_DESIRED_RUNNING:
@@ -279,13 +346,15 @@ func (b *builder) reconcile(r *replica, want desire) {
 		if n.drainDeadline != 0 && n.drains() {
 			b.at(n.drainDeadline)
 		}
-		b.candidates = append(b.candidates, candidate{r: r, why: b.unfit(n)})
+		b.candidates = append(b.candidates, candidate{r: r, why: b.unfit(n), former: b.rollout.atFormer})
 	case move:
 		b.replace(candidate{r: r, why: b.unfit(n)})
 	case moveLost:
 		b.lost(r, want != wantRun)
 	case replaceInTurn:
 		b.candidates = append(b.candidates, b.renewal(r))
+	case leave:
+		b.tally.outdated++
 	case replace:
 		b.replace(b.renewal(r))
 	case tellToStop:
@@ -318,6 +387,12 @@ func (b *builder) count(r *replica, s situation, do action) {
 		if s.want == wantRun {
 			b.tally.updated++
 		}
+		if b.counts(r) {
+			b.tally.serving++
+		}
+	}
+	if s.want == wantRun && s.seen != completed && (s.seen == exhausted || !r.assignment.node.lost()) {
+		b.countUpdated(r)
 	}
 	if s.want <= wantStart && s.kind == pb.WorkloadKind_GLOBAL {
 		b.tally.desired++
