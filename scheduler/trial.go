@@ -16,10 +16,11 @@ import (
 )
 
 const (
-	// How far a trial goes into the future, and how often time passes in it without
-	// any replica being moved, before it is taken to have come to rest.
-	trialHorizon = 24 * time.Hour
-	trialPauses  = 64
+	// How often time passes in a trial without any replica being moved, and for how
+	// long, beside the time that replicas need to be healthy and leases to end,
+	// before it is taken to have come to rest: deadlines do not pass.
+	trialPauses = 64
+	trialQuiet  = 30 * time.Second
 	// How many replicas it looks at in all: an update of thousands of replicas, one
 	// at a time, is not followed to its end.
 	trialLooks = 3_000_000
@@ -46,6 +47,8 @@ type Trial struct {
 	concerned map[string]bool
 	// Time has passed: what else moves does not follow from what was asked.
 	later bool
+	// When something last moved that does.
+	movedAt time.Time
 	moves btree.Map[string, *movement]
 	round int
 	looks int
@@ -203,30 +206,50 @@ func (t *Trial) note(key string) {
 	t.moves.Set(key, m)
 }
 
-// Run decides until there is nothing more to do. It reports whether it came to
+// run decides until there is nothing more to do. It reports whether it came to
 // that point.
-func (t *Trial) Run() (finished bool, err error) {
-	start, pauses := t.now, 0
-	for {
-		before := t.moves.Len()
+func (t *Trial) run() (finished bool, err error) {
+	t.movedAt = t.now
+	for pauses := 0; pauses < trialPauses; pauses++ {
+		moved := t.movedAt
 		if err := t.settle(); err != nil {
 			return false, err
 		}
-		if t.moves.Len() > before {
+		if t.movedAt.After(moved) {
 			pauses = 0
 		}
 		wake := t.picture.nextWake()
 		switch {
 		case t.looks > trialLooks:
 			return false, nil
-		case wake == 0 || t.rests():
-			return true, nil
-		case pauses == trialPauses || time.Unix(0, wake).Sub(start) > trialHorizon:
+		case wake == 0 || t.rests(time.Unix(0, wake)):
 			return true, nil
 		}
 		t.now, t.later = time.Unix(0, wake), true
-		pauses++
 	}
+	return true, nil
+}
+
+// rests reports whether nothing that was asked about has to be looked at before a
+// time.
+func (t *Trial) rests(wake time.Time) bool {
+	opt := t.opt.withDefaults()
+	quiet := trialQuiet + opt.Lease + opt.Margin
+	rests := true
+	for _, id := range sortedKeys(t.concerned) {
+		w := t.picture.workloads[id]
+		if w == nil || w.want == nil {
+			continue
+		}
+		quiet = max(quiet, trialQuiet+time.Duration(w.want.update.healthyAfter))
+		switch w.status.GetState() {
+		case pb.State_RUNNING, pb.State_STOPPED, pb.State_COMPLETED, pb.State_FAILED, pb.State_PENDING:
+			rests = rests && !goesOn(w.rollout)
+		default:
+			rests = false
+		}
+	}
+	return rests || wake.Sub(t.movedAt) > quiet
 }
 
 // settle decides and carries out until nothing more is to be done at this time.
@@ -321,6 +344,9 @@ func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
 		if t.recording && !t.later && !retried {
 			t.concerned[id] = true
 		}
+		if t.concerned[id] {
+			t.movedAt = t.now
+		}
 	}
 	return touched
 }
@@ -355,19 +381,3 @@ func (t *Trial) obey(id string, number int32) {
 
 // answers reports whether the node's agent can be heard.
 func (n *node) answers() bool { return n.lease != 0 && !n.lost() }
-
-// rests reports whether nothing that was asked about waits for time to pass.
-func (t *Trial) rests() bool {
-	for _, id := range sortedKeys(t.concerned) {
-		w := t.picture.workloads[id]
-		if w == nil {
-			continue
-		}
-		switch w.status.GetState() {
-		case pb.State_RUNNING, pb.State_STOPPED, pb.State_COMPLETED, pb.State_FAILED, pb.State_PENDING:
-		default:
-			return false
-		}
-	}
-	return true
-}

@@ -108,7 +108,7 @@ func (t *Trial) meta() model.Meta { return model.Meta{Now: t.now, Actor: "nobody
 
 // Outcome lets everything happen that follows from what was committed.
 func (t *Trial) Outcome() (*Outcome, error) {
-	finished, err := t.Run()
+	finished, err := t.run()
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func (t *Trial) conclude(id string, out *Outcome) {
 			}
 		}
 	}
-	if runs && stuck {
+	if runs && (stuck || w.rollout.GetState() == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION) {
 		if e, ok := t.picture.Explain(id); ok {
 			out.Pending = append(out.Pending, Waiting{id, e.Lines})
 		}
