@@ -17,6 +17,7 @@ func (b *builder) global() {
 	p.prepare(f)
 	p.stamp++
 	covered := p.stamp
+	b.beginRollout()
 	taken := make([]int32, 0, len(b.w.replicas))
 	for _, r := range b.w.replicas {
 		taken = append(taken, r.number)
@@ -41,6 +42,7 @@ func (b *builder) global() {
 		b.say(note{kind: pb.EventType_WORKLOAD_SCHEDULED, verb: verbPlaced, number: number, node: n.id})
 		b.done()
 	}
+	b.judgeRollout()
 	b.replaceServing()
 }
 

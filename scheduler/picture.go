@@ -142,7 +142,7 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 		return p.putNodeKey(key, kv)
 	case strings.HasPrefix(key, model.RevisionsPrefix):
 		if id, name, ok := model.SplitRevisionKey(key); ok {
-			p.putRevision(id, name, kv.ModRevision)
+			p.putRevision(id, name, kv.ModRevision, kv.Value)
 		}
 	case key == model.SchedulerKey:
 		rec := &pb.SchedulerConfig{}
@@ -183,13 +183,19 @@ func (p *Picture) putWorkloadKey(key string, kv *pb.KeyValue) error {
 		if err := model.Parse(kv, rec); err != nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
-		p.putWorkload(id, kv.CreateRevision, kv.ModRevision, rec)
+		p.putWorkload(id, kv.CreateRevision, kv.ModRevision, rec, kv.Value)
 	case sub == "status":
 		rec := &pb.WorkloadStatus{}
 		if err := model.Parse(kv, rec); err != nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
 		p.putStatus(id, kv.ModRevision, rec)
+	case sub == "rollout":
+		rec := &pb.Rollout{}
+		if err := model.Parse(kv, rec); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		p.putRollout(id, kv.ModRevision, rec)
 	}
 	return nil
 }
@@ -220,9 +226,11 @@ func (p *Picture) remove(key string) {
 	} else if id, sub, ok := model.SplitKey(model.WorkloadsPrefix, key); ok {
 		switch sub {
 		case "":
-			p.putWorkload(id, 0, 0, nil)
+			p.putWorkload(id, 0, 0, nil, nil)
 		case "status":
 			p.putStatus(id, 0, nil)
+		case "rollout":
+			p.putRollout(id, 0, nil)
 		}
 	} else if id, sub, ok := model.SplitKey(model.NodesPrefix, key); ok {
 		switch sub {
@@ -232,7 +240,7 @@ func (p *Picture) remove(key string) {
 			p.putLease(id, 0)
 		}
 	} else if id, name, ok := model.SplitRevisionKey(key); ok {
-		p.putRevision(id, name, 0)
+		p.putRevision(id, name, 0, nil)
 	} else if key == model.SchedulerKey {
 		p.putConfig(nil)
 	}

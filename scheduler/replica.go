@@ -39,6 +39,7 @@ type assignment struct {
 	desired     pb.DesiredState
 	exclusive   bool
 	explanation string
+	created     int64
 	// It counts against its node's capacity: all do but those that ran to
 	// their end.
 	reserves bool
@@ -149,6 +150,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 			revision: p.intern(rec.Revision), uid: p.intern(rec.WorkloadUid), restart: rec.RestartGeneration,
 			needs: amounts{rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes}, ports: rec.Ports, runtime: rec.Type,
 			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation),
+			created: unixNano(rec.CreateTime),
 		}
 	}
 	if n := r.assignment.node; n != old {
@@ -164,6 +166,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 		}
 	}
 	p.reserve(r, false)
+	p.left(old)
 	p.touch(w)
 	p.forgetReplica(r)
 }
@@ -198,6 +201,8 @@ func (p *Picture) putObserved(id string, number int32, mod int64, rec *pb.Replic
 		}
 	}
 	p.reserve(r, held)
+	p.left(old)
+	p.left(r.observed.node)
 	p.touch(w)
 	p.forgetReplica(r)
 }
@@ -259,6 +264,7 @@ func (p *Picture) dropAssumed(r *replica) {
 	r.next.reserves = false
 	r.next.node.give(r.next.needs, r.next.ports)
 	p.madeRoom(r.next.node)
+	p.forgetNode(r.next.node)
 }
 
 // madeRoom notes that something fits on n that did not.

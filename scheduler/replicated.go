@@ -3,6 +3,7 @@ package scheduler
 import (
 	"slices"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -12,14 +13,17 @@ type candidate struct {
 	why string
 	// A new revision or a restart: what failed before is forgotten.
 	renewed bool
+	// It comes back at the last revision that was rolled out in full.
+	former bool
 }
 
 // replicated decides about a service or a job that is to run: N replicas,
-// numbered from 0.
+// numbered from 0, and during updates some beyond them.
 func (b *builder) replicated() {
 	want := b.w.want
 	b.tally.desired = want.replicas
-	at, _ := b.w.search(want.replicas)
+	b.beginRollout()
+	at, _ := b.w.search(want.replicas + want.update.beyond())
 	// Surplus ones go first, the highest number first.
 	for _, r := range slices.Backward(b.w.replicas[at:]) {
 		if r.next != nil {
@@ -29,16 +33,29 @@ func (b *builder) replicated() {
 		b.reconcile(r, wantGone)
 		b.done()
 	}
-	kept := b.w.replicas[:at]
-	for number := range want.replicas {
+	if b.rollout.holds {
+		b.considerHeld()
+	} else {
+		b.each(0, want.replicas, b.consider)
+	}
+	b.considerExtras()
+	b.judgeRollout()
+	b.replaceServing()
+}
+
+// each goes through the numbers from one up to another; the replica is nil where
+// nothing is stored of it.
+func (b *builder) each(from, to int32, do func(number int32, r *replica)) {
+	at, _ := b.w.search(from)
+	kept := b.w.replicas[at:]
+	for number := from; number < to; number++ {
 		var r *replica
 		if len(kept) > 0 && kept[0].number == number {
 			r, kept = kept[0], kept[1:]
 		}
-		b.consider(number, r)
+		do(number, r)
 		b.done()
 	}
-	b.replaceServing()
 }
 
 // takeAway takes away the assignment of a replica that is not wanted any more.
@@ -229,26 +246,58 @@ func (b *builder) vacated(r *replica, n *node) bool {
 	return ok
 }
 
-// replaceServing replaces replicas that serve, as many at once as the update
-// strategy allows to be out of service.
+// replaceServing replaces replicas that serve, as many at once as may be out of
+// service.
 func (b *builder) replaceServing() {
-	parallel := b.w.want.parallel
 	for i, c := range b.candidates {
-		if b.tally.disrupted >= parallel {
+		if b.rollout.halted || b.spare() <= 0 {
 			b.tally.outdated += len(b.candidates) - i
-			return
+			break
 		}
-		b.replace(c)
+		switch {
+		case c.former:
+			b.asFormer(func() { b.replace(c) })
+		case b.w.want.kind == pb.WorkloadKind_SERVICE && c.r.number >= b.w.want.replicas:
+			b.replaceExtra(c)
+		default:
+			b.replace(c)
+		}
 		b.done()
 	}
+	b.awaitHealth()
+}
+
+// spare is how many of the replicas that serve may be taken out of service now,
+// for an update or for a drain: the update strategy has one budget for both.
+func (b *builder) spare() int {
+	t, u := &b.tally, &b.w.want.update
+	n := u.parallel - t.disrupted
+	if least := b.leastServing(); least > 0 {
+		n = min(n, t.serving-least)
+	}
+	if b.rollout.surging() {
+		// One that is replaced has one that stands in for it.
+		n = min(n, b.rollout.extras.serving-t.disrupted)
+	}
+	return n
+}
+
+// leastServing is how many have to serve whatever is decided; 0: max_parallel
+// alone counts.
+func (b *builder) leastServing() int { return b.leastOf(b.tally.desired) }
+
+func (b *builder) leastOf(desired int32) int {
+	u := &b.w.want.update
+	return int(model.MinHealthy(u.minHealthy, u.surge, desired))
 }
 
 // replace gives a replica a new assignment: on its own node where that still
-// will do, else elsewhere. Without a place, what runs goes on running.
-func (b *builder) replace(c candidate) {
+// will do, else elsewhere. Without a place, what runs goes on running and the
+// answer is false.
+func (b *builder) replace(c candidate) bool {
 	r := c.r
 	if b.full() {
-		return
+		return false
 	}
 	to, ok := b.run.fitsInPlace(r, b.seed(r.number, r))
 	if !ok && b.w.want.kind != pb.WorkloadKind_GLOBAL {
@@ -265,7 +314,7 @@ func (b *builder) replace(c candidate) {
 		} else {
 			b.tally.stuck++
 		}
-		return
+		return false
 	}
 	if c.renewed {
 		b.dropRetry(r)
@@ -273,19 +322,28 @@ func (b *builder) replace(c candidate) {
 		b.clearWait(r, b.retryOf(r))
 	}
 	b.move(r, to, c.why, pb.EventType_RESCHEDULED)
+	return true
 }
 
-// move carries a replica to a spot that was found for it, or, for exclusive
-// work that may still run elsewhere, takes the first half of the way.
-func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
-	from := r.assignment.node
+// outOfService takes a replica out of the counts of those that serve.
+func (b *builder) outOfService(r *replica) {
 	b.tally.disrupted++
+	if b.counts(r) {
+		b.tally.serving--
+	}
 	if r.serves() {
 		b.tally.running--
 		if b.desireOf(r) == wantRun {
 			b.tally.updated--
 		}
 	}
+}
+
+// move carries a replica to a spot that was found for it, or, for exclusive
+// work that may still run elsewhere, takes the first half of the way.
+func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
+	from := r.assignment.node
+	b.outOfService(r)
 	b.begin()
 	b.relyOn(from)
 	if to.node != from && b.exclusive(r) && !b.vacated(r, from) {

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -144,7 +145,8 @@ func (t *reporting) take(w *Word) error {
 	next := proto.CloneOf(r)
 	next.NodeId = w.Node
 	next.LastTransition = stored.LastTransition
-	if !known || stored.State != next.State || stored.Generation != next.Generation {
+	// One that ended and runs again between two reports has been in another state.
+	if !known || stored.State != next.State || stored.Generation != next.Generation || stored.Restarts != next.Restarts {
 		next.LastTransition = timestamppb.New(t.now)
 	}
 	t.txn.Compare = append(t.txn.Compare, Unchanged(key, mod), Unchanged(assignmentKey, assignmentMod))
@@ -214,4 +216,30 @@ func runningAgain(before, r *pb.Replica) string {
 		message += ", after: " + why
 	}
 	return message
+}
+
+const (
+	// maxDrifts is how many of one report are told; an agent sends no more.
+	maxDrifts       = 64
+	maxDriftMessage = 300
+)
+
+// ReportDrifts tells what a node's agent found to be otherwise than wanted, by
+// nobody's order. What makes no sense is passed over. Nil: there is nothing to tell.
+func ReportDrifts(node string, drifts []*pb.Drift, now time.Time) *pb.Txn {
+	txn := &pb.Txn{}
+	for i, d := range drifts[:min(len(drifts), maxDrifts)] {
+		if _, known := pb.DriftKind_name[int32(d.Kind)]; !known || d.Kind == pb.DriftKind_DRIFT_KIND_UNSPECIFIED || !IsDNSLabel(d.WorkloadId) || d.Replica < 0 {
+			continue
+		}
+		message := strings.ToValidUTF8(d.Message[:min(len(d.Message), maxDriftMessage)], "")
+		txn.Success = append(txn.Success, PutEvent(&pb.Event{
+			Type: pb.EventType_DRIFT_DETECTED, Drift: d.Kind, WorkloadId: d.WorkloadId, Replica: &d.Replica, NodeId: node,
+			Message: fmt.Sprintf("replica %d on %s %s", d.Replica, node, message),
+		}, now, fmt.Sprintf("drift-%s-%d", node, i)))
+	}
+	if len(txn.Success) == 0 {
+		return nil
+	}
+	return txn
 }

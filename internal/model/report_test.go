@@ -88,3 +88,34 @@ func TestWords(t *testing.T) {
 		}
 	}
 }
+
+func TestReportDrifts(t *testing.T) {
+	k := newWorld(t)
+	drifts := []*pb.Drift{
+		{WorkloadId: "web", Replica: 1, Kind: pb.DriftKind_MISSING_ON_AGENT, Message: "is not there any more"},
+		{WorkloadId: "web", Replica: 1, Message: "no kind"},
+		{WorkloadId: "web", Replica: 1, Kind: 99, Message: "no such kind"},
+		{WorkloadId: "No Name", Kind: pb.DriftKind_ORPHAN_ON_AGENT},
+		{WorkloadId: "web", Replica: -1, Kind: pb.DriftKind_ORPHAN_ON_AGENT},
+	}
+	k.do(ReportDrifts("a1", drifts, at))
+	var told []*pb.Event
+	for kv := range k.store.View().Scan(EventsPrefix) {
+		e := &pb.Event{}
+		if err := Parse(kv, e); err != nil {
+			t.Fatal(err)
+		}
+		told = append(told, e)
+	}
+	if len(told) != 1 || told[0].Type != pb.EventType_DRIFT_DETECTED || told[0].Drift != pb.DriftKind_MISSING_ON_AGENT ||
+		told[0].NodeId != "a1" || told[0].GetReplica() != 1 || told[0].Message != "replica 1 on a1 is not there any more" {
+		t.Errorf("%v", told)
+	}
+	if txn := ReportDrifts("a1", drifts[1:], at); txn != nil {
+		t.Errorf("%v", txn)
+	}
+	storm := slices.Repeat(drifts[:1], 1000)
+	if txn := ReportDrifts("a1", storm, at); len(txn.Success) != maxDrifts {
+		t.Errorf("%d events", len(txn.Success))
+	}
+}

@@ -187,6 +187,9 @@ func (l *leading) takeStatus(ctx context.Context, request *pb.RelayRequest, resp
 				continue
 			}
 			more = true
+			if err := l.tellDrifts(ctx, report.NodeId, report.Status[turn].Drifts); err != nil {
+				return err
+			}
 			said, refusal, err := l.wordsOf(ctx, report.NodeId, report.Status[turn])
 			if err != nil {
 				return err
@@ -216,6 +219,10 @@ func (l *leading) takeStatus(ctx context.Context, request *pb.RelayRequest, resp
 			return fmt.Errorf("status of nodes: %w", err)
 		}
 	}
+}
+
+func (l *leading) tellDrifts(ctx context.Context, node string, drifts []*pb.Drift) error {
+	return l.propose(ctx, func(*fsm.View) (*pb.Txn, error) { return model.ReportDrifts(node, drifts, time.Now()), nil })
 }
 
 func (l *leading) wordsOf(ctx context.Context, node string, report *pb.StatusReport) (words []model.Word, refusal, err error) {
