@@ -129,6 +129,10 @@ func TestProblems(t *testing.T) {
 	door("POST", "/v1/workloads/going/restart", "")
 	door("POST", "/v1/workloads/none/retry", "")
 	door("GET", "/v1/workloads/none/why", "")
+	door("POST", "/v1/plan", `{"id": "Web", "container": {}}`)
+	door("POST", "/v1/plan", web, `If-None-Match: *`)
+	door("POST", "/v1/plan", web, `If-Match: "1"`)
+	door("POST", "/v1/plan", web, `Idempotency-Key: k`)
 	door("GET", "/v1/workloads/none/logs", "")
 	door("GET", "/v1/workloads/web/logs?tail=-1", "")
 	door("GET", "/v1/workloads/web/logs?since=yesterday", "")
@@ -265,6 +269,25 @@ func TestRolloutsOverREST(t *testing.T) {
 		t.Errorf("revisions: %v", list)
 	}
 	w.want(404, "GET", "/v1/workloads/none/revisions", "")
+}
+
+func TestPlanOverREST(t *testing.T) {
+	w := newWorld(t)
+	_, created := w.want(200, "POST", "/v1/plan", web)
+	if created["outcome"] != "CREATED" || created["revision"] == "" || len(created["placements"].([]any)) != 1 {
+		t.Errorf("created: %v", created)
+	}
+	w.want(404, "GET", "/v1/workloads/web", "")
+	w.want(201, "POST", "/v1/workloads", web)
+	_, same := w.want(200, "POST", "/v1/plan", web)
+	if same["outcome"] != "UNCHANGED" || len(same["changes"].([]any)) != 0 || same["unchanged"] != 1.0 {
+		t.Errorf("unchanged: %v", same)
+	}
+	w.role = pb.Role_ROLE_VIEWER
+	_, changed := w.want(200, "POST", "/v1/plan", `{"id": "web", "replicas": 3, "container": {"image": "nginx:2"}}`)
+	if fmt.Sprint(changed["changes"]) != "[map[new:3 old:2 path:replicas] map[new:nginx:2 old:nginx:1 path:container.image]]" || changed["outcome"] != "UPDATED" {
+		t.Errorf("changed: %v", changed)
+	}
 }
 
 func TestIdempotencyKey(t *testing.T) {
