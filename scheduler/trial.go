@@ -49,9 +49,9 @@ type Trial struct {
 	later bool
 	// When something last moved that does.
 	movedAt time.Time
-	moves btree.Map[string, *movement]
-	round int
-	looks int
+	moves   btree.Map[string, *movement]
+	round   int
+	looks   int
 }
 
 // movement is what becomes of one replica.
