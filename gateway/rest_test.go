@@ -241,6 +241,36 @@ func TestWorkloadsOverREST(t *testing.T) {
 	}
 }
 
+func TestRolloutsOverREST(t *testing.T) {
+	w := newWorld(t)
+	w.want(201, "POST", "/v1/workloads", web)
+	w.want(409, "POST", "/v1/workloads/web/rollback", "")
+	w.want(409, "POST", "/v1/workloads/web/promote", "")
+	_, first := w.want(200, "GET", "/v1/workloads/web", "")
+	if first["rollout"] != nil {
+		t.Errorf("rollout: %v", first["rollout"])
+	}
+	_, second := w.want(200, "PUT", "/v1/workloads/web", `{"update": {"canary": 1}, "container": {"image": "nginx:2"}}`)
+	revision := second["workload"].(map[string]any)["revision"].(string)
+	w.put(model.RolloutKey("web"), &pb.Rollout{State: pb.RolloutState_ROLLOUT_AWAITING_PROMOTION, Revision: revision, Canaries: 1})
+	_, got := w.want(200, "GET", "/v1/workloads/web", "")
+	if r, _ := got["rollout"].(map[string]any); r["state"] != "ROLLOUT_AWAITING_PROMOTION" || r["canaries"] != 1.0 {
+		t.Errorf("got: %v", got)
+	}
+	if _, promoted := w.want(200, "POST", "/v1/workloads/web/promote", ""); promoted["promoted_revision"] != revision {
+		t.Errorf("promoted: %v", promoted)
+	}
+	if _, back := w.want(200, "POST", "/v1/workloads/web/rollback", "{}"); back["revision"] != first["revision"] {
+		t.Errorf("back: %v", back)
+	}
+	w.want(404, "POST", "/v1/workloads/web/rollback", `{"revision": "feed"}`)
+	_, list := w.want(200, "GET", "/v1/workloads/web/revisions", "")
+	if all := list["revisions"].([]any); len(all) != 2 || list["current"] != first["revision"] || all[1].(map[string]any)["revision"] != revision {
+		t.Errorf("revisions: %v", list)
+	}
+	w.want(404, "GET", "/v1/workloads/none/revisions", "")
+}
+
 func TestPlanOverREST(t *testing.T) {
 	w := newWorld(t)
 	_, created := w.want(200, "POST", "/v1/plan", web)

@@ -176,7 +176,7 @@ const (
 func (a *app) workCommands() []*cobra.Command {
 	return inGroup(groupWork,
 		a.applyCommand(), a.diffCommand(), a.runCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.scaleCommand(),
-		a.startCommand(), a.stopCommand(), a.restartCommand(), a.retryCommand(), a.logsCommand(), a.whyCommand())
+		a.startCommand(), a.stopCommand(), a.restartCommand(), a.retryCommand(), a.rolloutGroup(), a.logsCommand(), a.whyCommand())
 }
 
 func (a *app) clusterCommands() []*cobra.Command {

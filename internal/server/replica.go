@@ -147,7 +147,9 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 	group.Go(func() error { return r.gossip.Run(serving) })
 	group.Go(func() error { return paceGC(serving) })
 	group.Go(func() error { return r.follow(serving) })
-	group.Go(func() error { return r.sessions.relay(serving, r.memberID, r.relayToLeader) })
+	for kind := range lanes {
+		group.Go(func() error { return r.sessions.relay(serving, kind, r.memberID, r.relayToLeader) })
+	}
 	group.Go(func() error { return r.stayEnrolled(serving) })
 	group.Go(func() error { return rememberServers(serving, c.DataDir, id, r.gossip) })
 	for _, run := range also {
