@@ -39,7 +39,7 @@ func TestCommands(t *testing.T) {
 		"get workloads", "list workloads -o name", "workload list -o name", "get workload web new", "get workload web --spec", "workload get batch -o json",
 		"get nodes", "node ls -o name", "get node n1 n9", "node get n2 -o yaml", "node label n1 zone=us old-", "node label n1 zone",
 		"member ls", "get members -o name", "member rm s3", "token ls", "token create --role agent", "token create --role server -o name", "token create --role admin",
-		"cluster info", "cluster list -o name", "why web", "why web -o name", "scale web 3", "scale web -1", "scale web", "restart web batch",
+		"cluster info", "cluster list -o name", "why web", "why web -o name", "why node/n1", "why node/n2", "why node/n9", "scale web 3", "scale web -1", "scale web", "restart web batch",
 		"workload restart nothing", "describe disk x", "apply -f -", "apply -f - --create-only", "apply -f - --dry-run", "apply", "apply web.yaml", "apply -f /nowhere",
 		"delete new -o name", "get workload nothing", "logs nothing", "member", "member remove x", "frobnicate", "get", "get wrkloads", "get nodes -o xml", "get nodes --output",
 		"events -w --limit -1", "logs web --since yesterday", "run --process --print -e A=1 -p 8080 --cpu 500m --node-label zone=eu sleep 60",
