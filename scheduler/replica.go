@@ -39,8 +39,7 @@ type assignment struct {
 	desired     pb.DesiredState
 	exclusive   bool
 	explanation string
-	// It counts against its node's capacity: all do but those that ran to
-	// their end.
+	// It counts against its node's capacity: all do but those whose run is over.
 	reserves bool
 }
 
@@ -204,14 +203,28 @@ func (r *replica) reported() pb.State {
 	return pb.State_SCHEDULED
 }
 
-// reserve counts the assignment against its node, unless it ran to its end and
+// over reports whether the replica has ended and is not run again on account of
+// its assignment: with success, or, of a job, with a failure. The next attempt,
+// if there is one, is a new assignment.
+func (r *replica) over() bool {
+	switch r.reported() {
+	case pb.State_COMPLETED:
+		return true
+	case pb.State_FAILED:
+		return r.w.job() && ended(r.observed.reason)
+	default:
+		return false
+	}
+}
+
+// reserve counts the assignment against its node, unless its run is over and it
 // is not held, and ends the assumption that it was there.
 func (p *Picture) reserve(r *replica, held bool) {
 	a := &r.assignment
 	if r.next != nil && r.next.reserves && a.generation >= r.next.generation {
 		p.dropAssumed(r)
 	}
-	if a.mod == 0 || r.reported() == pb.State_COMPLETED && !held {
+	if a.mod == 0 || r.over() && !held {
 		return
 	}
 	a.reserves = true

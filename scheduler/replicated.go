@@ -18,7 +18,7 @@ type candidate struct {
 // numbered from 0.
 func (b *builder) replicated() {
 	want := b.w.want
-	b.tally.desired = want.replicas
+	b.tally.desired, b.tally.job = want.replicas, b.w.job()
 	at, _ := b.w.search(want.replicas)
 	// Surplus ones go first, the highest number first.
 	for _, r := range slices.Backward(b.w.replicas[at:]) {

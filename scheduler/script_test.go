@@ -383,6 +383,9 @@ func (s *script) tell(op *pb.RequestOp) {
 		if st.Updated != st.Running {
 			fmt.Fprintf(&s.out, ", %d updated", st.Updated)
 		}
+		if st.Completed > 0 {
+			fmt.Fprintf(&s.out, ", %d completed", st.Completed)
+		}
 		if st.Failed > 0 {
 			fmt.Fprintf(&s.out, ", %d failed", st.Failed)
 		}

@@ -30,8 +30,8 @@ type tally struct {
 	lost, leaving string
 	// Some replicas are part of assumed steps: the counts are not to be relied on.
 	busy bool
-	// The workload is to be stopped, or to be deleted.
-	stop, leave bool
+	// The workload is to be stopped, or to be deleted; it runs to completion.
+	stop, leave, job bool
 }
 
 // fail notes a replica that is given up.
@@ -64,7 +64,7 @@ func (t *tally) state() pb.State {
 		return pb.State_UPDATING
 	case t.scheduled > 0:
 		return pb.State_SCHEDULED
-	case t.completed > 0 && t.completed == t.desired:
+	case t.job && t.completed == t.desired:
 		return pb.State_COMPLETED
 	default:
 		return pb.State_RUNNING
@@ -121,7 +121,7 @@ func (b *builder) writeStatus() {
 	state := t.state()
 	next := &pb.WorkloadStatus{
 		State: state, Reason: b.reason(state), Revision: w.want.revision,
-		Desired: t.desired, Assigned: t.assigned, Running: t.running, Updated: t.updated, Failed: t.failed,
+		Desired: t.desired, Assigned: t.assigned, Running: t.running, Updated: t.updated, Failed: t.failed, Completed: t.completed,
 	}
 	old := w.status
 	if w.assumed != nil {

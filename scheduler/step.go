@@ -109,7 +109,7 @@ func (p *Picture) unassume(s Step) {
 		if r := w.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
 			p.dropAssumed(r)
 			r.next = nil
-			if r.assignment.reserves && r.reported() == pb.State_COMPLETED {
+			if r.assignment.reserves && r.over() {
 				p.unreserve(r)
 			}
 			p.forgetReplica(r)

@@ -104,6 +104,7 @@ func (p *Picture) forgetWorkload(w *workload) {
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	w := p.workloadNamed(id)
+	job := w.job()
 	if w.want != nil {
 		p.dropShape(w.want.shape)
 		w.want = nil
@@ -111,6 +112,13 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	w.mod, w.created = mod, created
 	if rec != nil {
 		w.want = p.wantOf(rec)
+	}
+	if w.job() != job {
+		// What counts against a node's capacity is another matter for jobs.
+		for _, r := range w.replicas {
+			held := p.unreserve(r) && r.next != nil
+			p.reserve(r, held)
+		}
 	}
 	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
 		p.globals.add(w)
@@ -121,6 +129,8 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	p.touch(w)
 	p.forgetWorkload(w)
 }
+
+func (w *workload) job() bool { return w.want != nil && w.want.kind == pb.WorkloadKind_JOB }
 
 func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	w := p.workloadNamed(id)

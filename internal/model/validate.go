@@ -285,7 +285,7 @@ func checkRestart(errs *FieldErrors, spec *pb.WorkloadSpec) {
 		errs.add("restart.condition", "always contradicts kind job, which runs to completion; allowed: on_failure, never")
 	}
 	if r.GetMaxAttempts() < 0 {
-		errs.add("restart.max_attempts", "%d is negative; allowed: 0 for no bound, or more", r.MaxAttempts)
+		errs.add("restart.max_attempts", "%d is negative; allowed: 1 or more, 0 for the default (of a job 3, else no bound)", r.MaxAttempts)
 	}
 	if r.GetMaxAttempts() > 0 && r.GetCondition() == pb.RestartPolicy_NEVER {
 		errs.add("restart.max_attempts", "contradicts condition never; allowed: leave it out")

@@ -188,7 +188,7 @@ func TestNormalize(t *testing.T) {
 	if g := Normalize(decodeOne(t, "{id: a, kind: global, process: {command: a}}")); g.Replicas != nil {
 		t.Errorf("global has replicas: %v", g)
 	}
-	if j := Normalize(decodeOne(t, "{id: a, kind: job, process: {command: a}}")); j.Restart.Condition != pb.RestartPolicy_ON_FAILURE {
+	if j := Normalize(decodeOne(t, "{id: a, kind: job, process: {command: a}}")); j.Restart.Condition != pb.RestartPolicy_ON_FAILURE || j.Restart.MaxAttempts != 3 {
 		t.Errorf("job restarts %v", j.Restart)
 	}
 }
