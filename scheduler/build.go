@@ -3,6 +3,7 @@ package scheduler
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -29,14 +30,18 @@ type builder struct {
 	candidates []candidate
 	// The plan is as large as it may be; the rest comes with the next one.
 	truncated bool
-	waiting   bool
-	wake      int64
+	// It is to be looked at again when the steps of this plan are known.
+	again   bool
+	waiting bool
+	wake    int64
 }
 
 // note is what an event says of one or more replicas.
 type note struct {
-	kind   pb.EventType
-	verb   string
+	kind pb.EventType
+	verb string
+	// What is said instead, of the workload as a whole.
+	text   string
 	why    string
 	number int32
 	node   string
@@ -277,8 +282,8 @@ const (
 )
 
 func (n *note) message() string {
-	if n.verb == "" {
-		return "deleted"
+	if n.text != "" {
+		return n.text
 	}
 	what := fmt.Sprintf("%d replicas %s", n.count, n.verb)
 	if n.count == 1 {
@@ -338,6 +343,14 @@ func (b *builder) at(t int64) {
 	if b.wake == 0 || t < b.wake {
 		b.wake = t
 	}
+}
+
+// stampAt is nil for no time.
+func stampAt(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
 }
 
 func stampOf(nanos int64) *timestamppb.Timestamp {

@@ -138,11 +138,13 @@ func (d *decider) decide(w *workload) {
 	b := &builder{d: d, w: w}
 	b.run = run{d: d, w: w}
 	switch {
-	case w.leaving:
+	case w.held:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:
 		b.leave()
 	case w.want.invalid != "":
 		b.tally.fail(&pb.Reason{Code: pb.ReasonCode_INVALID_SPEC, Message: w.want.invalid})
+	case w.want.schedule != nil:
+		b.scheduled()
 	case w.want.desired == pb.DesiredState_DESIRED_STOPPED:
 		b.stop()
 	case w.want.kind == pb.WorkloadKind_GLOBAL:
@@ -151,7 +153,7 @@ func (d *decider) decide(w *workload) {
 		b.replicated()
 	}
 	b.done()
-	if !w.leaving {
+	if !w.held {
 		b.pruneRevisions()
 		b.writeStatus()
 	}
@@ -169,6 +171,7 @@ func (d *decider) decide(w *workload) {
 	switch {
 	case b.truncated:
 		d.plan.More = true
+	case b.again:
 	case len(d.plan.Steps) == steps:
 		d.p.dirty.remove(w)
 	default:

@@ -96,7 +96,7 @@ func (p *Picture) Explain(id string) (*pb.Explanation, bool) {
 		e.State = pb.State_PENDING
 	}
 	waiting := 0
-	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
+	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.schedule == nil && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
 		waiting = int(w.want.replicas)
 	}
 	for _, r := range w.replicas {
@@ -113,6 +113,9 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	var lines []string
 	if w.want.invalid != "" {
 		return []string{"the spec can't be carried out: " + w.want.invalid}
+	}
+	if w.want.schedule != nil {
+		lines = p.explainSchedule(w)
 	}
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))

@@ -27,10 +27,13 @@ func (b *builder) stop() {
 			b.vanish(r)
 		case !global && r.number >= b.w.want.replicas || a.node.mod == 0 || a.node.drains():
 			b.vanish(r)
-		case r.reported() == pb.State_COMPLETED:
+		case r.over():
 			// It has nothing to stop, and the room that it left may be taken.
+			b.dropRetry(r)
 			b.tally.assigned++
-			b.tally.completed++
+			if r.reported() == pb.State_COMPLETED {
+				b.tally.completed++
+			}
 		case a.desired != pb.DesiredState_DESIRED_STOPPED:
 			b.restate(r, pb.DesiredState_DESIRED_STOPPED)
 			b.dropRetry(r)
@@ -52,7 +55,8 @@ func (b *builder) stop() {
 }
 
 // leave decides about a workload that is to be deleted: first the assignments
-// go, then the agents report that the replicas are gone, then the records go.
+// go, then the agents report that the replicas are gone, then the records go. A
+// job's runs go before it.
 func (b *builder) leave() {
 	b.tally.leave = true
 	for _, r := range slices.Backward(b.w.replicas) {
@@ -63,7 +67,7 @@ func (b *builder) leave() {
 		b.vanish(r)
 		b.done()
 	}
-	if len(b.w.replicas) > 0 {
+	if !b.deleteRuns() || len(b.w.replicas) > 0 {
 		return
 	}
 	b.begin()
@@ -80,7 +84,7 @@ func (b *builder) leave() {
 	b.do(model.DeletePrefix(model.RevisionsPrefix + id + "/"))
 	b.do(model.DeletePrefix(model.RetriesPrefix + id + "/"))
 	b.step.leaves = true
-	b.say(note{kind: pb.EventType_WORKLOAD_DELETED, number: -1})
+	b.tell(pb.EventType_WORKLOAD_DELETED, "deleted")
 }
 
 // pruneRevisions deletes the oldest revisions that nothing runs and that are

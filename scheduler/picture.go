@@ -45,6 +45,8 @@ type Picture struct {
 	waiting workloadSet
 	globals workloadSet
 	timers  timers
+	// The runs of jobs with a schedule, by the id of the job.
+	runs map[string][]*workload
 	// Nodes that gained room since the waiting were asked.
 	freed []*node
 	// Steps that are committed at a revision that the picture has not reached.
@@ -65,7 +67,7 @@ type Picture struct {
 func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
-		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{},
+		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{}, runs: map[string][]*workload{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
 		index: index{stale: true},
 	}
@@ -292,9 +294,14 @@ func (q *workloadQueue) Pop() any {
 	return last
 }
 
+// rank is the priority, or less than any for what changes other workloads, its
+// runs: it comes when these have been decided about.
 func (w *workload) rank() int32 {
-	if w.want == nil {
+	switch {
+	case w.want == nil:
 		return 0
+	case w.want.schedule != nil || w.job() && w.deleted():
+		return -1
 	}
 	return w.want.priority
 }

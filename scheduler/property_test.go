@@ -154,6 +154,11 @@ func (m *machine) changeAWorkload() {
 	if id == "c" {
 		spec.Kind = rapid.SampledFrom([]pb.WorkloadKind{pb.WorkloadKind_SERVICE, pb.WorkloadKind_GLOBAL}).Draw(m.t, "kind")
 	}
+	if id == "d" && rec.Spec != nil {
+		// Admission lets no kind change, and what of a job has failed has no room to
+		// fall back on.
+		spec.Kind = rec.Spec.Kind
+	}
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
 	}
@@ -186,7 +191,7 @@ func (m *machine) failSomething() {
 	a := &pb.Assignment{}
 	m.load(model.AssignmentsPrefix+key, a)
 	r := &pb.Replica{}
-	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED {
+	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && m.over(r) {
 		return
 	}
 	state := pb.State_FAILED
@@ -419,12 +424,16 @@ func dump(p *Picture) string {
 	}
 	for _, id := range sortedKeys(p.workloads) {
 		w := p.workloads[id]
-		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v revisions %v leaving %v assumed %v global %v\n",
-			w.id, w.mod, w.created, w.statusMod, w.status, w.revisions, w.leaving, w.assumed, p.globals.has(w))
+		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v revisions %v held %v assumed %v global %v runs %d\n",
+			w.id, w.mod, w.created, w.statusMod, w.status, w.revisions, w.held, w.assumed, p.globals.has(w), len(p.runs[id]))
 		if w.want != nil {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
-			want.shape = nil
+			if want.schedule != nil {
+				fmt.Fprintf(&out, "  schedule %v of %v\n", want.schedule.Schedule, want.schedule.job)
+			}
+			fmt.Fprintf(&out, "  run %v\n", want.run)
+			want.shape, want.schedule, want.run = nil, nil, nil
 			fmt.Fprintf(&out, "  wants %+v\n", want)
 		}
 		for _, r := range w.replicas {

@@ -24,6 +24,8 @@ type tally struct {
 	// Out of service on account of what was decided about them.
 	disrupted int
 
+	cron cronTally
+
 	failReason, retryReason *pb.Reason
 	retryAt                 int64
 	// A node that is lost, and one that has to confirm that an instance is gone.
@@ -118,16 +120,22 @@ func (b *builder) writeStatus() {
 		t.pending++
 		b.waiting = true
 	}
+	if t.leave && w.run() != nil && model.Finished(b.known()) {
+		return // How it ended matters to the others of its job until it is gone.
+	}
 	state := t.state()
+	reason := b.reason(state)
+	if w.want.schedule != nil && !t.leave {
+		state, reason = b.scheduledState()
+	}
 	next := &pb.WorkloadStatus{
-		State: state, Reason: b.reason(state), Revision: w.want.revision,
+		State: state, Reason: reason, Revision: w.want.revision,
 		Desired: t.desired, Assigned: t.assigned, Running: t.running, Updated: t.updated, Failed: t.failed, Completed: t.completed,
 	}
-	old := w.status
-	if w.assumed != nil {
-		old = w.assumed
+	if c := &t.cron; w.want.schedule != nil {
+		next.ActiveRuns, next.LastRun, next.NextRun = c.active, stampAt(c.last), stampAt(c.next)
 	}
-	if !b.differs(old, next) {
+	if !b.differs(b.known(), next) {
 		return
 	}
 	b.begin()

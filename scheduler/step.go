@@ -31,8 +31,8 @@ type Step struct {
 	effects []effect
 	// Status that it writes; nil for none.
 	status *pb.WorkloadStatus
-	// It deletes the workload's record.
-	leaves bool
+	// It deletes the workload's record, or starts or deletes runs of it.
+	leaves, runs bool
 	// With it, everything that is to be done about the workload now is done.
 	last bool
 }
@@ -70,7 +70,7 @@ func (p *Picture) Assume(s Step) {
 	if s.status != nil {
 		w.assumed = s.status
 	}
-	w.leaving = w.leaving || s.leaves
+	w.held = w.held || s.leaves || s.runs
 	if s.last {
 		p.dirty.remove(w)
 	}
@@ -118,8 +118,8 @@ func (p *Picture) unassume(s Step) {
 	if s.status != nil && w.assumed == s.status {
 		w.assumed = nil
 	}
-	if s.leaves {
-		w.leaving = false
+	if s.leaves || s.runs {
+		w.held = false
 	}
 	if p.workloads[s.Workload] == w {
 		p.touch(w)

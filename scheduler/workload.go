@@ -25,8 +25,9 @@ type workload struct {
 	statusMod int64
 	// A status that was assumed and is not confirmed; decisions compare with it.
 	assumed *pb.WorkloadStatus
-	// Deletion of the record itself was assumed.
-	leaving bool
+	// Deletion of the record itself was assumed, or a change of the workload's
+	// runs: it is left alone until that is known.
+	held bool
 
 	// By number.
 	replicas []*replica
@@ -58,6 +59,9 @@ type want struct {
 	parallel  int
 	policy    pb.PlacementPolicy
 	shape     *shape
+	// Of a job that runs by a schedule, and of one of its runs.
+	schedule *schedule
+	run      *pb.Workload
 	// Why nothing can be decided about it: admission lets no such spec pass.
 	invalid string
 }
@@ -104,7 +108,7 @@ func (p *Picture) forgetWorkload(w *workload) {
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	w := p.workloadNamed(id)
-	job := w.job()
+	job, run := w.job(), w.run()
 	if w.want != nil {
 		p.dropShape(w.want.shape)
 		w.want = nil
@@ -125,8 +129,9 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	} else {
 		p.globals.remove(w)
 	}
-	w.leaving = false
+	w.held = false
 	p.touch(w)
+	p.putRun(w, run)
 	p.forgetWorkload(w)
 }
 
@@ -134,6 +139,7 @@ func (w *workload) job() bool { return w.want != nil && w.want.kind == pb.Worklo
 
 func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	w := p.workloadNamed(id)
+	p.touchParent(w.run())
 	w.statusMod, w.status = mod, s
 	w.assumed = nil
 	p.touch(w)
@@ -172,8 +178,14 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 	}
 	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
 	needs, ports, err := needsOf(s)
+	if err == nil {
+		out.schedule, err = scheduleOf(rec)
+	}
 	if err != nil {
 		out.invalid = err.Error()
+	}
+	if rec.Parent != "" {
+		out.run = rec
 	}
 	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
 	return out

@@ -54,6 +54,7 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	if s.Priority == nil {
 		s.Priority = proto.Int32(DefaultPriority)
 	}
+	normalizeSchedule(s.Schedule)
 	for _, p := range portsOf(s) {
 		p.Protocol = protocolOf(p)
 	}

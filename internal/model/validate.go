@@ -55,6 +55,7 @@ func Validate(spec *pb.WorkloadSpec) error {
 	if spec.Priority != nil {
 		checkRange(&errs, "priority", *spec.Priority, 0, MaxPriority)
 	}
+	checkSchedule(&errs, spec)
 	checkEnv(&errs, "env", spec.Env)
 	checkUnsupported(&errs, spec)
 	switch s := spec.Spec.(type) {
@@ -91,7 +92,6 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	refuse("update.auto_promote", u.GetAutoPromote())
 	refuse("update.auto_rollback", u.GetAutoRollback())
 	refuse("preemption", spec.Preemption != nil)
-	refuse("schedule", spec.Schedule != nil)
 }
 
 // checkKnown refuses what this version does not know, which a newer client may
