@@ -96,8 +96,12 @@ func (b *builder) runsOf() []*workload {
 // the transaction that starts the run: no leader starts one twice, and what was
 // due while there was none is found by the next one.
 func (b *builder) scheduled() {
-	for _, r := range slices.Backward(b.w.replicas) {
-		b.surplus(r) // It had none before.
+	for _, r := range slices.Backward(b.w.replicas) { // It had no schedule before.
+		if r.next != nil {
+			b.tally.busy = true
+			continue
+		}
+		b.reconcile(r, wantGone)
 		b.done()
 	}
 	if b.tally.busy {
@@ -161,7 +165,7 @@ func (b *builder) due(s *schedule) (time.Time, bool) {
 	}
 	due := s.times.Due(next.AsTime(), b.d.now, s.deadline())
 	if due.IsZero() {
-		b.tell(pb.EventType_WORKLOAD_UPDATED, "the run that was due at "+clock(unixNano(next))+" is left out: it could not be started in time")
+		b.announce(pb.EventType_WORKLOAD_UPDATED, "the run that was due at "+clock(unixNano(next))+" is left out: it could not be started in time")
 	}
 	return due, !due.IsZero()
 }
@@ -171,7 +175,7 @@ func (b *builder) startRun(s *schedule, due time.Time, runs []*workload) {
 	id := model.RunID(b.w.id, due)
 	if w := b.d.p.workloads[id]; w != nil && w.mod != 0 {
 		if w.run().GetParent() != b.w.id {
-			b.tell(pb.EventType_WORKLOAD_UPDATED, "the run that was due at "+clock(due.UnixNano())+" is left out: there is another workload "+id)
+			b.announce(pb.EventType_WORKLOAD_UPDATED, "the run that was due at "+clock(due.UnixNano())+" is left out: there is another workload "+id)
 		}
 		return
 	}
@@ -179,7 +183,7 @@ func (b *builder) startRun(s *schedule, due time.Time, runs []*workload) {
 		switch {
 		case !other.goesOn() || s.Concurrency == pb.Schedule_ALLOW:
 		case s.Concurrency == pb.Schedule_FORBID:
-			b.tell(pb.EventType_WORKLOAD_UPDATED, "the run that was due at "+clock(due.UnixNano())+" is left out: run "+other.id+" goes on")
+			b.announce(pb.EventType_WORKLOAD_UPDATED, "the run that was due at "+clock(due.UnixNano())+" is left out: run "+other.id+" goes on")
 			return
 		case !other.deleted() && !b.settled(other):
 			b.tally.busy = true
@@ -196,7 +200,7 @@ func (b *builder) startRun(s *schedule, due time.Time, runs []*workload) {
 	b.step.Txn.Compare = append(b.step.Txn.Compare, txn.Compare...)
 	b.step.Txn.Success = append(b.step.Txn.Success, txn.Success...)
 	b.step.runs = true
-	b.tell(pb.EventType_RUN_STARTED, "run "+id+" is started, due at "+clock(due.UnixNano()))
+	b.announce(pb.EventType_RUN_STARTED, "run "+id+" is started, due at "+clock(due.UnixNano()))
 	b.tally.cron.active++
 	b.tally.cron.last = due
 }
@@ -234,7 +238,7 @@ func (b *builder) deleteRuns() bool {
 // settled reports whether a run's record may be written: nothing else of this
 // plan, or of one that is being committed, relies on it.
 func (b *builder) settled(run *workload) bool {
-	busy := b.d.p.dirty.has(run) || run.assumed != nil || run.held ||
+	busy := b.d.p.dirty.has(run) || run.assumed != nil || run.leaving || run.rewriting ||
 		slices.ContainsFunc(run.replicas, func(r *replica) bool { return r.next != nil })
 	b.again = b.again || busy
 	return !busy
@@ -251,14 +255,13 @@ func (b *builder) deleteRun(run *workload, why string) {
 	b.put(key, next)
 	b.step.runs = true
 	if why != "" {
-		b.tell(pb.EventType_WORKLOAD_DELETED, why)
+		b.announce(pb.EventType_WORKLOAD_DELETED, why)
 	}
 }
 
-// tell says something of the workload as a whole.
-func (b *builder) tell(kind pb.EventType, text string) {
-	b.begin()
-	b.notes = append(b.notes, note{kind: kind, text: text, number: -1, count: 1})
+// announce is an event about the workload as a whole.
+func (b *builder) announce(kind pb.EventType, text string) {
+	b.say(note{kind: kind, number: -1, text: text})
 }
 
 // scheduledState is the state of a job with a schedule.

@@ -138,7 +138,7 @@ func (d *decider) decide(w *workload) {
 	b := &builder{d: d, w: w}
 	b.run = run{d: d, w: w}
 	switch {
-	case w.held:
+	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:
 		b.leave()
 	case w.want.invalid != "":
@@ -153,13 +153,15 @@ func (d *decider) decide(w *workload) {
 		b.replicated()
 	}
 	b.done()
-	if !w.held {
+	if !w.leaving && !w.rewriting {
+		b.recordRollout()
 		b.pruneRevisions()
 		b.writeStatus()
 	}
 	b.flush()
-	if b.run.ready {
-		d.crowd = b.run.crowd[:0]
+	b.endRun()
+	if b.rollout.former != nil {
+		d.p.dropShape(b.rollout.former.shape)
 	}
 
 	if b.waiting {
@@ -237,7 +239,7 @@ func (p *Picture) wakeForRoom() {
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && p.fitsAny(w.want.shape, p.freed) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || p.fitsAny(w.want.shape, p.freed)) {
 				p.touch(w)
 			}
 		}

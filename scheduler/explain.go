@@ -136,6 +136,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 			lines = append(lines, fmt.Sprintf("%s: %s", counted(c.nodes, "node", "nodes"), p.explainCause(c.text, w.want.shape)))
 		}
 	}
+	lines = append(lines, explainRollout(w)...)
 	if reason := w.status.GetReason(); reason != nil && reason.Code != pb.ReasonCode_NO_PLACEMENT {
 		line := said(reason)
 		if reason.NextRetryAt != nil {

@@ -55,6 +55,13 @@ func (s *run) prepare() {
 	s.reason = fmt.Sprintf("%s of %d that match", how, shape.filter.matching)
 }
 
+// endRun gives back what the run was lent.
+func (b *builder) endRun() {
+	if b.run.ready {
+		b.d.crowd = b.run.crowd[:0]
+	}
+}
+
 // holds counts one more replica of the workload on n.
 func (s *run) holds(n *node) {
 	if n.runStamp != s.d.runStamp {

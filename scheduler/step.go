@@ -31,8 +31,11 @@ type Step struct {
 	effects []effect
 	// Status that it writes; nil for none.
 	status *pb.WorkloadStatus
-	// It deletes the workload's record, or starts or deletes runs of it.
-	leaves, runs bool
+	// Likewise, the record of a rollout.
+	rollout *pb.Rollout
+	// It deletes the workload's record, or takes it back to an earlier revision, or
+	// starts or deletes runs of it.
+	leaves, rewrites, runs bool
 	// With it, everything that is to be done about the workload now is done.
 	last bool
 }
@@ -70,7 +73,10 @@ func (p *Picture) Assume(s Step) {
 	if s.status != nil {
 		w.assumed = s.status
 	}
-	w.held = w.held || s.leaves || s.runs
+	if s.rollout != nil {
+		w.assumedRollout = s.rollout
+	}
+	w.leaving, w.rewriting = w.leaving || s.leaves, w.rewriting || s.rewrites || s.runs
 	if s.last {
 		p.dirty.remove(w)
 	}
@@ -84,7 +90,10 @@ func (p *Picture) Confirm(s Step, revision int64) {
 }
 
 // Rollback ends the assumption of a step that was refused.
-func (p *Picture) Rollback(s Step) { p.unassume(s) }
+func (p *Picture) Rollback(s Step) {
+	p.unassume(s)
+	p.thin()
+}
 
 // settle ends the assumptions of confirmed steps that the picture has reached.
 func (p *Picture) settle() {
@@ -98,6 +107,7 @@ func (p *Picture) settle() {
 	}
 	clear(p.confirmed[len(later):])
 	p.confirmed = later
+	p.thin()
 }
 
 func (p *Picture) unassume(s Step) {
@@ -118,8 +128,14 @@ func (p *Picture) unassume(s Step) {
 	if s.status != nil && w.assumed == s.status {
 		w.assumed = nil
 	}
-	if s.leaves || s.runs {
-		w.held = false
+	if s.rollout != nil && w.assumedRollout == s.rollout {
+		w.assumedRollout = nil
+	}
+	if s.leaves {
+		w.leaving = false
+	}
+	if s.rewrites || s.runs {
+		w.rewriting = false
 	}
 	if p.workloads[s.Workload] == w {
 		p.touch(w)

@@ -25,12 +25,22 @@ type workload struct {
 	statusMod int64
 	// A status that was assumed and is not confirmed; decisions compare with it.
 	assumed *pb.WorkloadStatus
-	// Deletion of the record itself was assumed, or a change of the workload's
-	// runs: it is left alone until that is known.
-	held bool
+	// Deletion of the record itself was assumed, or that it goes back to an
+	// earlier revision, or a change of the workload's runs: it is left alone until
+	// that is known.
+	leaving, rewriting bool
+	// As it is stored, for going back; shared with the store.
+	record []byte
+
+	rollout    *pb.Rollout
+	rolloutMod int64
+	// One that was assumed and is not confirmed.
+	assumedRollout *pb.Rollout
 
 	// By number.
 	replicas []*replica
+	// Some of them are to be dropped.
+	thins bool
 	// By mod_revision, oldest first.
 	revisions []storedRevision
 
@@ -43,6 +53,8 @@ type workload struct {
 type storedRevision struct {
 	name string
 	mod  int64
+	// Shared with the store.
+	value []byte
 }
 
 // want is what of a workload's spec decides.
@@ -56,9 +68,13 @@ type want struct {
 	replicas  int32
 	exclusive bool
 	priority  int32
-	parallel  int
-	policy    pb.PlacementPolicy
-	shape     *shape
+	update    strategy
+	// The revision whose canaries were accepted, and when users last changed
+	// something.
+	promoted string
+	changed  int64
+	policy   pb.PlacementPolicy
+	shape    *shape
 	// Of a job that runs by a schedule, and of one of its runs.
 	schedule *schedule
 	run      *pb.Workload
@@ -96,7 +112,7 @@ func (p *Picture) workloadNamed(id string) *workload {
 
 // forgetWorkload drops a workload that nothing is stored of any more.
 func (p *Picture) forgetWorkload(w *workload) {
-	if w.mod != 0 || w.statusMod != 0 || len(w.replicas) > 0 || len(w.revisions) > 0 {
+	if w.mod != 0 || w.statusMod != 0 || w.rolloutMod != 0 || len(w.replicas) > 0 || len(w.revisions) > 0 {
 		return
 	}
 	p.dirty.remove(w)
@@ -106,14 +122,14 @@ func (p *Picture) forgetWorkload(w *workload) {
 	delete(p.workloads, w.id)
 }
 
-func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
+func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
 	job, run := w.job(), w.run()
 	if w.want != nil {
 		p.dropShape(w.want.shape)
 		w.want = nil
 	}
-	w.mod, w.created = mod, created
+	w.mod, w.created, w.record = mod, created, value
 	if rec != nil {
 		w.want = p.wantOf(rec)
 	}
@@ -129,7 +145,7 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	} else {
 		p.globals.remove(w)
 	}
-	w.held = false
+	w.leaving, w.rewriting = false, false
 	p.touch(w)
 	p.putRun(w, run)
 	p.forgetWorkload(w)
@@ -146,11 +162,18 @@ func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	p.forgetWorkload(w)
 }
 
-func (p *Picture) putRevision(id, name string, mod int64) {
+func (p *Picture) putRollout(id string, mod int64, rec *pb.Rollout) {
+	w := p.workloadNamed(id)
+	w.rolloutMod, w.rollout = mod, rec
+	p.touch(w)
+	p.forgetWorkload(w)
+}
+
+func (p *Picture) putRevision(id, name string, mod int64, value []byte) {
 	w := p.workloadNamed(id)
 	w.revisions = slices.DeleteFunc(w.revisions, func(r storedRevision) bool { return r.name == name })
 	if mod != 0 {
-		w.revisions = append(w.revisions, storedRevision{name, mod})
+		w.revisions = append(w.revisions, storedRevision{name, mod, value})
 		slices.SortFunc(w.revisions, func(a, b storedRevision) int { return cmp.Compare(a.mod, b.mod) })
 	}
 	p.touch(w)
@@ -168,8 +191,12 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 	out := &want{
 		uid: rec.Uid, revision: rec.Revision, restart: rec.RestartGeneration,
 		kind: s.GetKind(), runtime: typeOf(s), desired: s.GetDesiredState(), replicas: 1,
-		priority: defaultPriority, parallel: max(1, int(s.GetUpdate().GetMaxParallel())), policy: s.GetPlacement().GetPolicy(),
+		priority: defaultPriority, update: strategyOf(s.GetUpdate()), policy: s.GetPlacement().GetPolicy(),
 	}
+	if out.kind != pb.WorkloadKind_SERVICE {
+		out.update.surge, out.update.canary = 0, 0
+	}
+	out.promoted, out.changed = rec.PromotedRevision, unixNano(rec.UpdateTime)
 	if s != nil && s.Replicas != nil {
 		out.replicas = max(0, *s.Replicas)
 	}
