@@ -97,7 +97,7 @@ func (b *builder) runsOf() []*workload {
 // due while there was none is found by the next one.
 func (b *builder) scheduled() {
 	for _, r := range slices.Backward(b.w.replicas) { // It had no schedule before.
-		if r.next != nil {
+		if b.taken(r) {
 			b.tally.busy = true
 			continue
 		}

@@ -89,6 +89,9 @@ type decider struct {
 	touched []saved
 	ports   []takenPort
 
+	// Whose room was taken, and by which step.
+	victims map[*replica]*Step
+
 	// Lent to one run after another.
 	runStamp uint64
 	masked   bitset
@@ -234,12 +237,14 @@ func (p *Picture) wakeAt(w *workload, at int64) {
 // wakeForRoom wakes the waiting workloads for which there is room now on a node
 // that gained some.
 func (p *Picture) wakeForRoom() {
-	if len(p.freed) == 0 {
+	newest := p.newest
+	p.newest = noPriority
+	if len(p.freed) == 0 && newest == noPriority {
 		return
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || p.fitsAny(w.want.shape, p.freed)) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w.want.shape, p.freed)) {
 				p.touch(w)
 			}
 		}

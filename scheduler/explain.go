@@ -135,6 +135,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 		for _, c := range causes {
 			lines = append(lines, fmt.Sprintf("%s: %s", counted(c.nodes, "node", "nodes"), p.explainCause(c.text, w.want.shape)))
 		}
+		lines = append(lines, p.explainPreemption(w)...)
 	}
 	lines = append(lines, explainRollout(w)...)
 	if reason := w.status.GetReason(); reason != nil && reason.Code != pb.ReasonCode_NO_PLACEMENT {
@@ -191,6 +192,8 @@ func (p *Picture) explainReplica(r *replica) *pb.ReplicaExplanation {
 		case t.next != 0:
 			e.State = pb.State_RETRY_PENDING
 			e.Message = fmt.Sprintf("attempt %d of %d at %s", t.attempts+1, maxAttempts, clock(t.next))
+			e.Reason = t.reason
+		case r.assignment.mod == 0:
 			e.Reason = t.reason
 		}
 	}

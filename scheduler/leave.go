@@ -21,7 +21,7 @@ func (b *builder) stop() {
 	b.tally.stop = true
 	for _, r := range slices.Backward(b.w.replicas) {
 		switch a := &r.assignment; {
-		case r.next != nil:
+		case b.taken(r):
 			b.tally.busy = true
 		case a.mod == 0 || !global && r.number >= b.w.want.replicas:
 			b.reconcile(r, wantGone)
@@ -43,7 +43,7 @@ func (b *builder) stop() {
 func (b *builder) leave() {
 	b.tally.leave = true
 	for _, r := range slices.Backward(b.w.replicas) {
-		if r.next != nil {
+		if b.taken(r) {
 			b.tally.busy = true
 			continue
 		}

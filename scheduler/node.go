@@ -129,6 +129,17 @@ func (n *node) share(extra *amounts, scale int64) int64 {
 	return most
 }
 
+// shareOf is how much of a capacity it is, in the scarcest dimension.
+func (a *amounts) shareOf(capacity *amounts) int64 {
+	var most int64
+	for d := range a {
+		if capacity[d] > 0 {
+			most = max(most, int64(float64(a[d])/float64(capacity[d])*fine))
+		}
+	}
+	return most
+}
+
 func (n *node) take(a amounts, ports []portUse) {
 	n.reserving++
 	for d := range a {

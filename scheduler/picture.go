@@ -65,6 +65,11 @@ type Picture struct {
 	// Lent to one decision after another.
 	touched []saved
 
+	// How many workloads that may make room there are of each priority, and the lowest
+	// of those that have come to have replicas since the waiting were asked.
+	priorities [model.MaxPriority + 1]int32
+	newest     int32
+
 	// Counts changes by which something may fit that did not.
 	growth uint64
 	// Counts changes of nodes' labels and runtimes.
@@ -79,7 +84,7 @@ func NewPicture() *Picture {
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{}, runs: map[string][]*workload{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
-		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), newest: noPriority,
 	}
 }
 

@@ -146,7 +146,10 @@ func (m *machine) changeAWorkload() {
 		},
 		Placement: &pb.Placement{Policy: pb.PlacementPolicy(rapid.IntRange(0, 1).Draw(m.t, "policy"))},
 		Update:    m.strategy(),
-		Priority:  proto.Int32(rapid.Int32Range(40, 60).Draw(m.t, "priority")),
+		Priority:  proto.Int32(rapid.SampledFrom([]int32{0, 40, 50, 55, 60, 100}).Draw(m.t, "priority")),
+		Preemption: &pb.Preemption{
+			NeverPreempts: rapid.IntRange(0, 5).Draw(m.t, "patient") == 0, Protected: rapid.IntRange(0, 5).Draw(m.t, "protected") == 0,
+		},
 		// By name, so that it stays what it is: exclusive work that becomes
 		// something else is no promise to keep.
 		Exclusive: id == "a" || id == "d",
@@ -264,11 +267,12 @@ func (m *machine) commit(n int) {
 	for range min(n, len(m.proposed)) {
 		step := m.proposed[0]
 		m.proposed = m.proposed[1:]
-		before := m.revision
+		before, stood := m.revision, m.standing()
 		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
 			m.picture.Rollback(step)
 			continue
 		}
+		m.checkVictims(step, stood)
 		m.check()
 		m.checkPlacements(step.Txn)
 		m.checkExclusive()
@@ -330,6 +334,12 @@ func (m *machine) checkDisruptions(plan *Plan) {
 	now := map[string]bool{}
 	for i := range plan.Steps {
 		m.touches(&plan.Steps[i], now)
+		// What has to make room is no matter of its own update strategy.
+		for _, e := range plan.Steps[i].effects {
+			if e.workload != "" {
+				delete(serving, strings.TrimPrefix(model.ReplicaKey(e.workload, e.number), model.ReplicasPrefix))
+			}
+		}
 	}
 	for _, id := range workloadNames {
 		w, ro := &pb.Workload{}, &pb.Rollout{}

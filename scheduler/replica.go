@@ -162,6 +162,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 		if n != nil {
 			r.assignedAt = int32(len(n.assigned))
 			n.assigned = append(n.assigned, r)
+			p.newVictims(w)
 		}
 	}
 	p.reserve(r, false)

@@ -138,7 +138,9 @@ func (b *builder) attempt(r *replica, t *retry, avoid []string, reason *pb.Reaso
 		to, ok = b.run.fitsInPlace(r, seed)
 	}
 	if !ok && b.w.want.kind != pb.WorkloadKind_GLOBAL {
-		to, ok = b.run.choose(r.number, seed, avoid, false)
+		if to, ok = b.run.choose(r.number, seed, avoid, false); !ok {
+			to, ok = b.preempt(r.number, r, avoid, nil)
+		}
 	}
 	if !ok {
 		b.tally.pending++

@@ -152,6 +152,8 @@ func (s *script) command(f []string) {
 		s.reportLine(args)
 	case "after":
 		s.now = s.now.Add(s.duration(args[0]))
+	case "preemption":
+		s.put(model.SchedulerKey, &pb.SchedulerConfig{NoPreemption: args[0] == "off"})
 	case "run":
 		s.run(args[0])
 	case "why":
@@ -262,6 +264,10 @@ func (s *script) submitSpec(args []string) {
 		case "port":
 			host, inside, _ := strings.Cut(v, ":")
 			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
+		case "preempts":
+			spec.Preemption = &pb.Preemption{NeverPreempts: v == "no"}
+		case "protected":
+			spec.Preemption = &pb.Preemption{Protected: v == "yes"}
 		case "cron", "zone", "concurrency", "within", "keep", "suspend":
 			s.schedule(spec, k, v)
 		case "where":

@@ -31,7 +31,9 @@ type tally struct {
 	cron cronTally
 
 	failReason, retryReason *pb.Reason
-	retryAt                 int64
+	// Why a replica that has no place lost the one it had.
+	preempted *pb.Reason
+	retryAt   int64
 	// A node that is lost, and one that has to confirm that an instance is gone.
 	lost, leaving string
 	// Some replicas are part of assumed steps: the counts are not to be relied on.
@@ -93,6 +95,8 @@ func (b *builder) reason(state pb.State) *pb.Reason {
 		return r
 	case state == pb.State_UNKNOWN:
 		return &pb.Reason{Code: pb.ReasonCode_NODE_LOST, Message: "node " + t.lost + " is lost; exclusive work moves when it can't be running there any more", Retryable: true}
+	case state == pb.State_PENDING && t.preempted != nil:
+		return &pb.Reason{Code: pb.ReasonCode_PREEMPTED, Message: t.preempted.Message + "; waits for " + b.d.why(b.w.want.shape), Retryable: true}
 	case state == pb.State_PENDING || state == pb.State_UPDATING && t.stuck > 0:
 		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: b.d.why(b.w.want.shape), Retryable: true}
 	case state == pb.State_RETRY_PENDING:
@@ -176,7 +180,8 @@ func (b *builder) differs(old, next *pb.WorkloadStatus) bool {
 // onlyMessage reports whether two statuses that are not equal differ in nothing
 // but the message of a pending placement.
 func onlyMessage(old, next *pb.WorkloadStatus) bool {
-	if old.GetReason().GetCode() != pb.ReasonCode_NO_PLACEMENT || next.GetReason().GetCode() != pb.ReasonCode_NO_PLACEMENT {
+	code := old.GetReason().GetCode()
+	if code != next.GetReason().GetCode() || code != pb.ReasonCode_NO_PLACEMENT && code != pb.ReasonCode_PREEMPTED {
 		return false
 	}
 	like := proto.CloneOf(old)

@@ -42,8 +42,10 @@ type Step struct {
 
 // effect is what a step does to one replica.
 type effect struct {
-	number int32
-	next   assumption
+	// Empty: the step's own.
+	workload string
+	number   int32
+	next     assumption
 }
 
 // confirmation is a step that is committed at a revision.
@@ -62,7 +64,11 @@ func (p *Picture) Assume(s Step) {
 		return
 	}
 	for _, e := range s.effects {
-		r := w.replica(e.number)
+		of := p.workloadOf(e, w)
+		if of == nil {
+			continue
+		}
+		r := of.replica(e.number)
 		next := e.next
 		r.next = &next
 		if next.reserves {
@@ -112,11 +118,12 @@ func (p *Picture) settle() {
 
 func (p *Picture) unassume(s Step) {
 	w := p.workloads[s.Workload]
-	if w == nil {
-		return
-	}
 	for _, e := range s.effects {
-		if r := w.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
+		of := p.workloadOf(e, w)
+		if of == nil {
+			continue
+		}
+		if r := of.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
 			p.dropAssumed(r)
 			r.next = nil
 			if r.assignment.reserves && r.over() {
@@ -124,6 +131,12 @@ func (p *Picture) unassume(s Step) {
 			}
 			p.forgetReplica(r)
 		}
+		if of != w && p.workloads[of.id] == of {
+			p.touch(of)
+		}
+	}
+	if w == nil {
+		return
 	}
 	if s.status != nil && w.assumed == s.status {
 		w.assumed = nil
@@ -140,4 +153,12 @@ func (p *Picture) unassume(s Step) {
 	if p.workloads[s.Workload] == w {
 		p.touch(w)
 	}
+}
+
+// workloadOf is the workload that an effect of w's step is on.
+func (p *Picture) workloadOf(e effect, w *workload) *workload {
+	if e.workload == "" {
+		return w
+	}
+	return p.workloads[e.workload]
 }

@@ -68,7 +68,9 @@ type want struct {
 	replicas  int32
 	exclusive bool
 	priority  int32
-	update    strategy
+	// It takes the room of others, and they do not take its own.
+	preempts, protected bool
+	update              strategy
 	// The revision whose canaries were accepted, and when users last changed
 	// something.
 	promoted string
@@ -99,6 +101,10 @@ type shape struct {
 	why           string
 	whyStamp      uint64
 	whyPlacements int
+
+	// No node can be made room on for it, by a decision, for work of this priority.
+	hopelessStamp uint64
+	hopelessFor   int32
 }
 
 func (p *Picture) workloadNamed(id string) *workload {
@@ -125,6 +131,7 @@ func (p *Picture) forgetWorkload(w *workload) {
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
 	job, run := w.job(), w.run()
+	p.countPriority(w, -1)
 	if w.want != nil {
 		p.dropShape(w.want.shape)
 		w.want = nil
@@ -132,6 +139,10 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	w.mod, w.created, w.record = mod, created, value
 	if rec != nil {
 		w.want = p.wantOf(rec)
+	}
+	p.countPriority(w, 1)
+	if len(w.replicas) > 0 {
+		p.newVictims(w)
 	}
 	if w.job() != job {
 		// What counts against a node's capacity is another matter for jobs.
@@ -201,8 +212,9 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 		out.replicas = max(0, *s.Replicas)
 	}
 	if s != nil && s.Priority != nil {
-		out.priority = *s.Priority
+		out.priority = min(max(*s.Priority, 0), model.MaxPriority)
 	}
+	out.preempts, out.protected = !s.GetPreemption().GetNeverPreempts(), s.GetPreemption().GetProtected()
 	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
 	needs, ports, err := needsOf(s)
 	if err == nil {

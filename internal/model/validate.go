@@ -81,7 +81,6 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	refuse("placement.spread", len(p.GetSpread()) > 0)
 	refuse("placement.tolerations", len(p.GetTolerations()) > 0)
 	refuse("placement.max_per_node", p.GetMaxPerNode() != 0)
-	refuse("preemption", spec.Preemption != nil)
 }
 
 // checkKnown refuses what this version does not know, which a newer client may
