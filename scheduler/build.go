@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -337,6 +338,7 @@ func (b *builder) flush() {
 	if i := slices.IndexFunc(b.step.effects, func(e effect) bool { return e.workload == "" }); i >= 0 {
 		first = b.step.effects[i].number
 	}
+	var summary strings.Builder
 	for i := range b.notes {
 		n := &b.notes[i]
 		e := &pb.Event{Type: n.kind, WorkloadId: cmp.Or(n.of, b.w.id), Message: n.message(), Reason: n.reason}
@@ -348,10 +350,11 @@ func (b *builder) flush() {
 		}
 		b.do(model.PutEvent(e, b.d.now, fmt.Sprintf("%s-%d-%d-%d", b.w.id, b.d.p.revision, first, i)))
 		if i > 0 {
-			b.step.Summary += "; "
+			summary.WriteString("; ")
 		}
-		b.step.Summary += e.Message
+		summary.WriteString(e.Message)
 	}
+	b.step.Summary = summary.String()
 	switch {
 	case b.step.Summary != "":
 	case b.step.rollout != nil:

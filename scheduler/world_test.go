@@ -156,24 +156,6 @@ func (w *world) all() iter.Seq[*pb.KeyValue] {
 	}
 }
 
-// worldReader shows the keyspace to admission.
-type worldReader struct{ *world }
-
-func (r worldReader) Get(key string) (*pb.KeyValue, bool) {
-	kv, ok := r.kvs[key]
-	return kv, ok
-}
-
-func (r worldReader) Scan(prefix string) iter.Seq[*pb.KeyValue] {
-	return func(yield func(*pb.KeyValue) bool) {
-		for _, kv := range r.scan(prefix) {
-			if !yield(kv) {
-				return
-			}
-		}
-	}
-}
-
 // see tells the picture what has happened.
 func (w *world) see() {
 	if err := w.picture.Apply(w.unseen, w.revision); err != nil {

@@ -68,6 +68,7 @@ func (p *page) workload(w *pb.Workload, runs []*pb.Workload, events []*pb.Event,
 	default:
 		p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
 	}
+	p.field("Rollout", rolloutText(w))
 	p.field("Runs", whatRuns(s))
 	p.field("Resources", resourcesText(s.GetResources()))
 	p.field("Placement", placementText(s.GetPlacement()))

@@ -54,8 +54,8 @@ func ApplyWorkload(v Reader, req *pb.ApplyWorkloadRequest, m Meta) (*pb.Txn, pb.
 	outcome, event := pb.ApplyWorkloadResponse_UPDATED, &pb.Event{
 		Type: pb.EventType_WORKLOAD_UPDATED, WorkloadId: spec.Id, Message: "spec changed, replicas keep running at revision " + next.Revision,
 	}
-	if next.Revision == stored.Revision {
-		next.PromotedRevision = stored.PromotedRevision
+	if next.Revision != stored.Revision {
+		next.PromotedRevision = ""
 	}
 	switch {
 	case !exists:
