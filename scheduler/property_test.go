@@ -165,6 +165,9 @@ func (m *machine) changeAWorkload() {
 		// fall back on.
 		spec.Kind = rec.Spec.Kind
 	}
+	if spec.Kind == pb.WorkloadKind_JOB {
+		spec.Update = &pb.UpdateStrategy{MaxParallel: spec.Update.MaxParallel}
+	}
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
 	}
@@ -348,7 +351,7 @@ func (m *machine) checkDisruptions(plan *Plan) {
 		}
 		m.load(model.RolloutKey(id), ro)
 		held := goesOn(ro) && ro.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && w.PromotedRevision != w.Revision && w.Spec.Update.Canary > 0 || ro.State == pb.RolloutState_ROLLOUT_FAILED
-		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration
+		held = held && ro.Revision == w.Revision && ro.Previous != w.Revision && ro.RestartGeneration == w.RestartGeneration
 		m.checkDisruption(w, held, serving, now)
 		if held && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
 			m.checkFormer(w, plan)

@@ -290,13 +290,7 @@ func (b *builder) spare() int {
 
 // leastServing is how many have to serve whatever is decided; 0: max_parallel
 // alone counts.
-func (b *builder) leastServing() int {
-	if b.w.job() {
-		// What has completed serves nobody any more, and nobody misses it.
-		return b.leastOf(b.tally.desired - b.tally.completed)
-	}
-	return b.leastOf(b.tally.desired)
-}
+func (b *builder) leastServing() int { return b.leastOf(b.tally.desired) }
 
 func (b *builder) leastOf(desired int32) int {
 	u := &b.w.want.update
