@@ -71,6 +71,10 @@ type node struct {
 
 	assigned []*replica
 	observed []*replica
+	// Counts changes of what is assigned and reserves; what follows from that is
+	// worked out when it is asked for.
+	version uint64
+	claims  *claims
 	// Room was made on it since waiting workloads were last asked.
 	freed bool
 

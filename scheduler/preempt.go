@@ -78,6 +78,42 @@ func (p *Picture) outranks(priority int32) bool {
 	return false
 }
 
+// claims is what of a node's room could be made free at most, by tens of the
+// priority that it has: what is being deleted counts as the lowest.
+type claims struct {
+	version uint64
+	room    [model.MaxPriority/10 + 1]amounts
+}
+
+// mayFree is an upper bound of what making room for work frees on n.
+func (n *node) mayFree(limit int32) amounts {
+	if n.claims == nil || n.claims.version != n.version {
+		n.claims = &claims{version: n.version}
+		for _, r := range n.assigned {
+			tens := int32(0)
+			switch {
+			case !r.assignment.reserves || r.w.want == nil:
+				continue
+			case r.w.deleted():
+			case r.w.want.protected:
+				continue
+			default:
+				tens = r.w.want.priority / 10
+			}
+			for d, needs := range r.assignment.needs {
+				n.claims.room[tens][d] += needs
+			}
+		}
+	}
+	var sum amounts
+	for tens := range limit/10 + 1 {
+		for d, room := range n.claims.room[tens] {
+			sum[d] += room
+		}
+	}
+	return sum
+}
+
 // countPriority keeps the number of workloads by priority that may make room.
 func (p *Picture) countPriority(w *workload, by int32) {
 	if w.want != nil && !w.want.protected {
@@ -90,6 +126,31 @@ func (p *Picture) countPriority(w *workload, by int32) {
 func (p *Picture) newVictims(w *workload) {
 	if w.want != nil && !w.want.protected {
 		p.newest = min(p.newest, w.want.priority)
+	}
+}
+
+// standing is what of a workload says who has to make room for whom.
+type standing struct {
+	priority           int32
+	protected, deleted bool
+}
+
+func (w *workload) standing() standing {
+	if w.want == nil {
+		return standing{priority: -1}
+	}
+	return standing{w.want.priority, w.want.protected, w.deleted()}
+}
+
+// rankChanged notes that the room of the workload's replicas is another matter now.
+func (p *Picture) rankChanged(w *workload) {
+	for _, r := range w.replicas {
+		if n := r.assignment.node; n != nil {
+			n.version++
+		}
+	}
+	if len(w.replicas) > 0 {
+		p.newVictims(w)
 	}
 }
 
@@ -175,7 +236,16 @@ func (p *Picture) openNodes(f *filter, start uint64) func(yield func(*node) bool
 // offerOf says what it takes to make room on n; false: it can't be done; nil: what
 // is on its way out leaves room enough.
 func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
-	limit := b.w.want.priority - preemptionGap
+	limit, l := b.w.want.priority-preemptionGap, b.leftover(n)
+	if l == nil {
+		most := n.mayFree(limit)
+		for d := range most {
+			most[d] += n.free[d]
+		}
+		if _, lacks := b.w.want.shape.needs.lacking(&most); lacks {
+			return nil, false
+		}
+	}
 	var victims []*replica
 	coming := *n
 	coming.ports = slices.Clone(n.ports)
@@ -192,7 +262,6 @@ func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
 	if coming.reserving < n.reserving && fits(&coming, shape) {
 		return nil, true
 	}
-	l := b.leftover(n)
 	if len(victims) == 0 && l == nil {
 		return nil, false
 	}

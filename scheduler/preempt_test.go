@@ -12,8 +12,8 @@ import (
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
-// standing is what is assigned, by the key without its prefix.
-func (w *world) standing() map[string]*pb.Assignment {
+// placements is what is assigned, by the key without its prefix.
+func (w *world) placements() map[string]*pb.Assignment {
 	all := map[string]*pb.Assignment{}
 	for key := range w.scan(model.AssignmentsPrefix) {
 		a := &pb.Assignment{}
@@ -37,7 +37,7 @@ func (w *world) priority(id string) int32 {
 // it than it had to.
 func (w *world) checkVictims(step Step, before map[string]*pb.Assignment) {
 	w.t.Helper()
-	after := w.standing()
+	after := w.placements()
 	newcomer, cfg := &pb.Workload{}, &pb.SchedulerConfig{}
 	w.load(model.WorkloadKey(step.Workload), newcomer)
 	w.load(model.SchedulerKey, cfg)
@@ -102,7 +102,7 @@ func TestPreemptionOracle(t *testing.T) {
 		w.settle(nil)
 		s := spec("new", 50, 60)
 		s.Replicas = proto.Int32(1)
-		before := w.standing()
+		before := w.placements()
 		least, possible := w.leastVictims(s, before)
 		w.submit(s, "v1")
 		w.see()
@@ -114,7 +114,7 @@ func TestPreemptionOracle(t *testing.T) {
 				w.checkVictims(plan.Steps[i], before)
 			}
 		}
-		after := w.standing()
+		after := w.placements()
 		if placed := after["new/000000"] != nil; placed != possible {
 			t.Fatalf("placed: %v; possible: %v", placed, possible)
 		}

@@ -270,7 +270,7 @@ func (m *machine) commit(n int) {
 	for range min(n, len(m.proposed)) {
 		step := m.proposed[0]
 		m.proposed = m.proposed[1:]
-		before, stood := m.revision, m.standing()
+		before, stood := m.revision, m.placements()
 		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
 			m.picture.Rollback(step)
 			continue

@@ -162,6 +162,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 		if n != nil {
 			r.assignedAt = int32(len(n.assigned))
 			n.assigned = append(n.assigned, r)
+			n.version++
 			p.newVictims(w)
 		}
 	}
@@ -255,6 +256,7 @@ func (p *Picture) reserve(r *replica, held bool) {
 		return
 	}
 	a.reserves = true
+	a.node.version++
 	a.node.take(a.needs, usedPorts(a.ports))
 	p.index.update(a.node)
 }
@@ -266,6 +268,7 @@ func (p *Picture) unreserve(r *replica) bool {
 		return false
 	}
 	a.reserves = false
+	a.node.version++
 	a.node.give(a.needs, usedPorts(a.ports))
 	p.madeRoom(a.node)
 	return true

@@ -130,7 +130,7 @@ func (p *Picture) forgetWorkload(w *workload) {
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
-	job, run := w.job(), w.run()
+	job, run, rank := w.job(), w.run(), w.standing()
 	p.countPriority(w, -1)
 	if w.want != nil {
 		p.dropShape(w.want.shape)
@@ -141,8 +141,8 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 		w.want = p.wantOf(rec)
 	}
 	p.countPriority(w, 1)
-	if len(w.replicas) > 0 {
-		p.newVictims(w)
+	if w.standing() != rank {
+		p.rankChanged(w)
 	}
 	if w.job() != job {
 		// What counts against a node's capacity is another matter for jobs.
