@@ -128,7 +128,10 @@ func takenBack(w *pb.Workload, g goal) bool {
 // whether it has done so to its end.
 func runsInFull(w *pb.Workload, g goal) bool {
 	st, spec := w.Status, w.Spec
-	if spec.Kind == pb.WorkloadKind_JOB {
+	switch {
+	case spec.Schedule != nil:
+		return st.NextRun != nil || spec.Schedule.Suspend
+	case spec.Kind == pb.WorkloadKind_JOB:
 		return st.State == pb.State_COMPLETED
 	}
 	if st.State != pb.State_RUNNING || st.Running < st.Desired || st.Updated < st.Desired {
