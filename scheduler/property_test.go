@@ -40,6 +40,7 @@ func TestProperties(t *testing.T) {
 			"":        func(t *rapid.T) { m.t = t; m.world.t = t; m.checkExclusive() },
 			"node":    func(*rapid.T) { m.changeANode() },
 			"spec":    func(*rapid.T) { m.changeAWorkload() },
+			"config":  func(*rapid.T) { m.configure() },
 			"agent":   func(*rapid.T) { m.catchUp(m.aNode()); m.checkExclusive() },
 			"fail":    func(*rapid.T) { m.failSomething() },
 			"time":    func(*rapid.T) { m.now = m.now.Add(time.Duration(rapid.IntRange(1, 40).Draw(m.t, "s")) * time.Second) },
@@ -50,6 +51,13 @@ func TestProperties(t *testing.T) {
 		})
 		m.commit(len(m.proposed))
 		m.converge()
+	})
+}
+
+func (m *machine) configure() {
+	m.put(model.SchedulerKey, &pb.SchedulerConfig{
+		Rebalance: rapid.Bool().Draw(m.t, "rebalance"), RebalanceMoves: rapid.Int32Range(1, 5).Draw(m.t, "moves"),
+		RebalanceIntervalSeconds: 60, RebalanceThreshold: rapid.Int32Range(1, 30).Draw(m.t, "threshold"),
 	})
 }
 
