@@ -71,6 +71,8 @@ type fakeCluster struct {
 	// Log lines; with breaks, each stream ends as unavailable after them.
 	logs   []*pb.LogChunk
 	breaks bool
+	// Services beside these.
+	more func(*grpc.Server)
 }
 
 func (f *fakeCluster) note(method string, request proto.Message) error {
@@ -209,6 +211,13 @@ func (f *fakeCluster) ScaleWorkload(_ context.Context, r *pb.ScaleWorkloadReques
 
 func (f *fakeCluster) RestartWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Workload, error) {
 	return f.find(r.Id)
+}
+
+func (f *fakeCluster) RunWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Workload, error) {
+	if _, err := f.find(r.Id); err != nil {
+		return nil, err
+	}
+	return &pb.Workload{Spec: &pb.WorkloadSpec{Id: r.Id + "-29924640-1", Kind: pb.WorkloadKind_JOB}, Parent: r.Id}, nil
 }
 
 func (f *fakeCluster) ExplainWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Explanation, error) {
@@ -410,6 +419,9 @@ func (x *trust) serveUntil(f *fakeCluster) (address string, stop func()) {
 	pb.RegisterWorkloadsServer(s, f)
 	pb.RegisterNodesServer(s, f)
 	pb.RegisterClusterServer(s, f)
+	if f.more != nil {
+		f.more(s)
+	}
 	go func() { _ = s.Serve(l) }()
 	x.t.Cleanup(s.Stop)
 	return l.Addr().String(), s.Stop
