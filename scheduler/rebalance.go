@@ -169,7 +169,7 @@ func byName(all []*replica) []*replica {
 func movable(r *replica) bool {
 	want := r.w.want
 	return want != nil && want.kind == pb.WorkloadKind_SERVICE && want.desired == pb.DesiredState_DESIRED_RUNNING &&
-		!want.exclusive && want.policy == pb.PlacementPolicy_SPREAD && r.number < want.replicas && r.serves()
+		!want.exclusive && !want.prefers && want.policy == pb.PlacementPolicy_SPREAD && r.number < want.replicas && r.serves()
 }
 
 // rebalance moves the replica that the decider wants away to a node that is better

@@ -76,7 +76,9 @@ type want struct {
 	promoted string
 	changed  int64
 	policy   pb.PlacementPolicy
-	shape    *shape
+	// It has preferences beyond the policy.
+	prefers bool
+	shape   *shape
 	// Of a job that runs by a schedule, and of one of its runs.
 	schedule *schedule
 	run      *pb.Workload
@@ -221,6 +223,8 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 		out.priority = min(max(*s.Priority, 0), model.MaxPriority)
 	}
 	out.preempts, out.protected = !s.GetPreemption().GetNeverPreempts(), s.GetPreemption().GetProtected()
+	place := s.GetPlacement()
+	out.prefers = len(place.GetAffinities())+len(place.GetWorkloadAffinities())+len(place.GetSpread()) > 0
 	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
 	needs, ports, err := needsOf(s)
 	if err == nil {
