@@ -120,7 +120,9 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
 	}
-	if waiting > 0 || p.waiting.has(w) {
+	if w.want.kind == pb.WorkloadKind_GLOBAL && p.waiting.has(w) {
+		lines = p.explainGlobal(w)
+	} else if waiting > 0 || p.waiting.has(w) {
 		p.prepare(w.want.shape.filter)
 		causes := p.causes(w.want.shape)
 		var refusing int
@@ -145,9 +147,11 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 		}
 		lines = append(lines, line)
 	}
+	if slices.ContainsFunc(w.replicas, func(r *replica) bool { return r.retry != nil && r.retry.exhausted }) {
+		lines = append(lines, "persys retry "+w.id+" tries again what was given up")
+	}
 	if len(lines) == 0 {
-		s := w.status
-		lines = append(lines, fmt.Sprintf("%s: %d of %d running", strings.ToLower(s.GetState().String()), s.GetRunning(), s.GetDesired()))
+		lines = append(lines, p.explainState(w, w.status.GetState()))
 	}
 	return lines
 }

@@ -92,7 +92,7 @@ func NewPicture() *Picture {
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{}, runs: map[string][]*workload{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals}, rolling: workloadSet{kind: setRolling},
-		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), newest: noPriority, uneven: true,
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), uneven: true, newest: noPriority,
 	}
 }
 

@@ -41,7 +41,7 @@ func TestCommands(t *testing.T) {
 		"node drain n2 --deadline 10m --wait", "scheduler get", "scheduler set rebalance=true rebalance-interval=10m rebalance_moves=2", "scheduler set rebalance-moves=default -o json",
 		"scheduler set", "scheduler set speed=9", "scheduler set rebalance=often", "scheduler set rebalance-threshold=-3", "scheduler set rebalance-interval=7", "scheduler set rebalance", "scheduler set rebalance=",
 		"member ls", "get members -o name", "member rm s3", "token ls", "token create --role agent", "token create --role server -o name", "token create --role admin",
-		"cluster info", "cluster list -o name", "why web", "why web -o name", "scale web 3", "scale web -1", "scale web", "restart web batch",
+		"cluster info", "cluster list -o name", "why web", "why web -o name", "why node/n1", "why node/n2", "why node/n9", "scale web 3", "scale web -1", "scale web", "restart web batch",
 		"workload restart nothing", "describe disk x", "apply -f -", "apply -f - --create-only", "apply -f - --dry-run", "apply", "apply web.yaml", "apply -f /nowhere",
 		"delete new -o name", "get workload nothing", "logs nothing", "member", "member remove x", "frobnicate", "get", "get wrkloads", "get nodes -o xml", "get nodes --output",
 		"events -w --limit -1", "logs web --since yesterday", "run --process --print -e A=1 -p 8080 --cpu 500m --node-label zone=eu sleep 60",

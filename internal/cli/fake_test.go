@@ -71,6 +71,8 @@ type fakeCluster struct {
 	// Log lines; with breaks, each stream ends as unavailable after them.
 	logs   []*pb.LogChunk
 	breaks bool
+	// Services beside these.
+	more func(*grpc.Server)
 }
 
 func (f *fakeCluster) note(method string, request proto.Message) error {
@@ -417,6 +419,9 @@ func (x *trust) serveUntil(f *fakeCluster) (address string, stop func()) {
 	pb.RegisterWorkloadsServer(s, f)
 	pb.RegisterNodesServer(s, f)
 	pb.RegisterClusterServer(s, f)
+	if f.more != nil {
+		f.more(s)
+	}
 	go func() { _ = s.Serve(l) }()
 	x.t.Cleanup(s.Stop)
 	return l.Addr().String(), s.Stop

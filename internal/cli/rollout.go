@@ -98,9 +98,15 @@ func ofPresent(w *pb.Workload) bool {
 // workload replaces nothing, and is through when everything runs.
 func follows(w *pb.Workload) bool {
 	r := w.GetRollout()
-	goesOn := r.GetState() == pb.RolloutState_ROLLOUT_PROGRESSING || r.GetState() == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION ||
-		r.GetState() == pb.RolloutState_ROLLOUT_ROLLED_BACK && r.EndTime == nil
-	return ofPresent(w) && goesOn && r.Previous != ""
+	switch r.GetState() {
+	case pb.RolloutState_ROLLOUT_AWAITING_PROMOTION:
+		return ofPresent(w)
+	case pb.RolloutState_ROLLOUT_PROGRESSING:
+		return ofPresent(w) && r.Previous != ""
+	case pb.RolloutState_ROLLOUT_ROLLED_BACK:
+		return ofPresent(w) && r.EndTime == nil
+	}
+	return false
 }
 
 // awaitsUser reports whether all canaries are healthy, and somebody has to accept
