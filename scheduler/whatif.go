@@ -248,6 +248,8 @@ func (t *Trial) removedBecause(id string, number int32, node string) string {
 		return "node " + node + " is drained"
 	case n == nil || n.mod == 0 || n.lost():
 		return "node " + node + " is lost"
+	case w.want.schedule != nil:
+		return "it runs by its schedule"
 	case w.want.kind != pb.WorkloadKind_GLOBAL && number >= w.want.replicas:
 		return counted(int(w.want.replicas), "replica is wanted", "replicas are wanted")
 	}
@@ -287,7 +289,7 @@ func (t *Trial) conclude(id string, out *Outcome) {
 			out.Unchanged++
 		}
 	}
-	if runs && !global {
+	if runs && !global && w.want.schedule == nil {
 		for number := range w.want.replicas {
 			if r := w.find(number); r == nil || r.assignment.mod == 0 && (r.retry == nil || !r.retry.exhausted) {
 				wait(number, nil)
