@@ -48,7 +48,7 @@ func Decide(p *Picture, now time.Time, opt Options) *Plan {
 	p.wakeDue(now.UnixNano())
 	p.wakeForRoom()
 	plan := &Plan{Revision: p.revision}
-	if len(p.dirty.list) > 0 {
+	if len(p.dirty.list) > 0 || p.mayRebalance(now.UnixNano()) {
 		p.stamp++
 		d := &decider{
 			p: p, now: now, nano: now.UnixNano(), nowStamp: timestamppb.New(now),
@@ -62,9 +62,16 @@ func Decide(p *Picture, now time.Time, opt Options) *Plan {
 			}
 			d.decide(heap.Pop(&queue).(*workload))
 		}
+		if len(plan.Steps) == 0 && !plan.More {
+			d.rebalance()
+		}
 		d.undo()
 	}
-	if at := p.nextWake(); at != 0 {
+	at := p.nextWake()
+	if p.config.Rebalance && p.rebalanceAt > now.UnixNano() && (at == 0 || p.rebalanceAt < at) {
+		at = p.rebalanceAt
+	}
+	if at != 0 {
 		plan.Wake = time.Unix(0, at)
 	}
 	return plan
@@ -80,6 +87,10 @@ type decider struct {
 	plan     *Plan
 
 	placements int
+	// What is to be moved to even the load, of the workload that is looked at.
+	away *replica
+	// What such moves take from nodes, once they are through.
+	leaving    map[*node]amounts
 	ops        ops
 	assignment pb.Assignment
 

@@ -267,6 +267,7 @@ func (n *node) resize(capacity amounts) {
 func (p *Picture) nodeChanged(n, before *node) {
 	p.index.update(n)
 	p.growth++
+	p.uneven = true
 	moved := n.lost() != before.lost() || n.drains() != before.drains() || n.open() != before.open() || n.class != before.class ||
 		n.drainDeadline != before.drainDeadline || n.transition != before.transition
 	if moved {

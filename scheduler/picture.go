@@ -51,6 +51,14 @@ type Picture struct {
 	// Workloads that would do something if a node had more room.
 	waiting workloadSet
 	globals workloadSet
+	// Workloads of which a rollout goes on.
+	rolling workloadSet
+	// Something has changed since the load of nodes was last found to be even, or
+	// not to be changed; or it is to be looked at again at a time.
+	uneven      bool
+	rebalanceAt int64
+	// Steps that are assumed and neither committed nor refused.
+	assumed int
 	timers  timers
 	// Nodes that gained room since the waiting were asked.
 	freed []*node
@@ -76,8 +84,8 @@ func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{},
-		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
-		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
+		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals}, rolling: workloadSet{kind: setRolling},
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), uneven: true,
 	}
 }
 
@@ -157,6 +165,7 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 // putConfig takes in the scheduler's configuration; nil: there is none.
 func (p *Picture) putConfig(rec *pb.SchedulerConfig) {
 	p.config = model.EffectiveSchedulerConfig(rec)
+	p.uneven = true
 	for _, w := range p.waiting.list {
 		p.touch(w)
 	}
@@ -247,7 +256,10 @@ func (p *Picture) remove(key string) {
 }
 
 // touch marks a workload to be looked at.
-func (p *Picture) touch(w *workload) { p.dirty.add(w) }
+func (p *Picture) touch(w *workload) {
+	p.dirty.add(w)
+	p.uneven = true
+}
 
 // intern makes equal strings one. What is kept is small: revisions, uids and
 // explanations in use, and it begins anew before it is not.
@@ -270,6 +282,7 @@ const (
 	setDirty = iota
 	setWaiting
 	setGlobals
+	setRolling
 	sets
 )
 

@@ -40,6 +40,7 @@ func TestProperties(t *testing.T) {
 			"":        func(t *rapid.T) { m.t = t; m.world.t = t; m.checkExclusive() },
 			"node":    func(*rapid.T) { m.changeANode() },
 			"spec":    func(*rapid.T) { m.changeAWorkload() },
+			"config":  func(*rapid.T) { m.configure() },
 			"agent":   func(*rapid.T) { m.catchUp(m.aNode()); m.checkExclusive() },
 			"fail":    func(*rapid.T) { m.failSomething() },
 			"time":    func(*rapid.T) { m.now = m.now.Add(time.Duration(rapid.IntRange(1, 40).Draw(m.t, "s")) * time.Second) },
@@ -50,6 +51,13 @@ func TestProperties(t *testing.T) {
 		})
 		m.commit(len(m.proposed))
 		m.converge()
+	})
+}
+
+func (m *machine) configure() {
+	m.put(model.SchedulerKey, &pb.SchedulerConfig{
+		Rebalance: rapid.Bool().Draw(m.t, "rebalance"), RebalanceMoves: rapid.Int32Range(1, 5).Draw(m.t, "moves"),
+		RebalanceIntervalSeconds: 60, RebalanceThreshold: rapid.Int32Range(1, 30).Draw(m.t, "threshold"),
 	})
 }
 
@@ -312,7 +320,7 @@ func (m *machine) checkDisruptions(plan *Plan) {
 	for i := range m.proposed {
 		m.touches(&m.proposed[i], touched)
 	}
-	serving := map[string]bool{}
+	serving, ended := map[string]bool{}, map[string]bool{}
 	for key, kv := range m.scan(model.AssignmentsPrefix) {
 		a, r, n := &pb.Assignment{}, &pb.Replica{}, &pb.Node{}
 		if err := model.Parse(kv, a); err != nil {
@@ -320,7 +328,8 @@ func (m *machine) checkDisruptions(plan *Plan) {
 		}
 		key = strings.TrimPrefix(key, model.AssignmentsPrefix)
 		serving[key] = !touched[key] && m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.NodeId == a.NodeId &&
-			r.State == pb.State_RUNNING && m.load(model.NodeKey(a.NodeId), n) && n.State != pb.NodeState_NOT_READY
+			(r.State == pb.State_RUNNING || r.State == pb.State_COMPLETED) && m.load(model.NodeKey(a.NodeId), n) && n.State != pb.NodeState_NOT_READY
+		ended[key] = r.State == pb.State_COMPLETED
 	}
 	now := map[string]bool{}
 	for i := range plan.Steps {
@@ -333,9 +342,10 @@ func (m *machine) checkDisruptions(plan *Plan) {
 		}
 		m.load(model.RolloutKey(id), ro)
 		held := goesOn(ro) && ro.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && w.PromotedRevision != w.Revision && w.Spec.Update.Canary > 0 || ro.State == pb.RolloutState_ROLLOUT_FAILED
-		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration
-		m.checkDisruption(w, held, serving, now)
-		if held && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
+		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration &&
+			!slices.ContainsFunc(m.proposed, func(s Step) bool { return s.Workload == id && s.rollout != nil })
+		m.checkDisruption(w, held, serving, ended, now)
+		if held && ro.Previous != w.Revision && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
 			m.checkFormer(w, plan)
 		}
 	}
@@ -363,7 +373,7 @@ func (m *machine) checkFormer(w *pb.Workload, plan *Plan) {
 	}
 }
 
-func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, touched map[string]bool) {
+func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, completed, touched map[string]bool) {
 	wanted, beyond := w.Spec.GetReplicas(), max(w.Spec.Update.MaxSurge, w.Spec.Update.Canary)
 	left, ended, forced := 0, 0, false
 	for _, key := range sortedKeys(serving) {
@@ -376,6 +386,9 @@ func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, touched ma
 		m.load(model.NodeKey(a.NodeId), n)
 		if n.Draining && n.DrainDeadline != nil && !m.now.Before(n.DrainDeadline.AsTime()) {
 			forced = true
+		}
+		if completed[key] && (a.Revision != w.Revision || a.RestartGeneration != w.RestartGeneration) {
+			continue
 		}
 		if !touched[key] {
 			left++

@@ -414,7 +414,13 @@ func (b *builder) count(r *replica, s situation, do action) {
 			b.tally.serving++
 		}
 	}
-	if s.want == wantRun && s.seen != completed && (s.seen == exhausted || !r.assignment.node.lost()) {
+	switch {
+	case s.want != wantRun:
+	case s.seen == completed:
+		// It has done what it was for.
+		b.tally.serving++
+		b.countHealthy(r)
+	case s.seen == exhausted || !r.assignment.node.lost():
 		b.countUpdated(r)
 	}
 	if s.want <= wantStart && s.kind == pb.WorkloadKind_GLOBAL {

@@ -40,6 +40,8 @@ type assignment struct {
 	exclusive   bool
 	explanation string
 	created     int64
+	// It was made to even the load.
+	rebalanced bool
 	// It counts against its node's capacity: all do but those that ran to
 	// their end.
 	reserves bool
@@ -150,7 +152,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 			revision: p.intern(rec.Revision), uid: p.intern(rec.WorkloadUid), restart: rec.RestartGeneration,
 			needs: amounts{rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes}, ports: rec.Ports, runtime: rec.Type,
 			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation),
-			created: unixNano(rec.CreateTime),
+			created: unixNano(rec.CreateTime), rebalanced: wasRebalanced(rec),
 		}
 	}
 	if n := r.assignment.node; n != old {

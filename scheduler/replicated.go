@@ -41,6 +41,7 @@ func (b *builder) replicated() {
 	b.considerExtras()
 	b.judgeRollout()
 	b.replaceServing()
+	b.rebalance()
 }
 
 // each goes through the numbers from one up to another; the replica is nil where

@@ -73,13 +73,17 @@ func (b *builder) failed(r *replica, now bool) {
 	if reason == nil {
 		reason = &pb.Reason{Code: pb.ReasonCode_RUNTIME_ERROR, Message: "failed"}
 	}
-	if t.next > b.d.nano && !now {
-		b.retryPending(t.reason, t.next)
-		return
-	}
 	here := r.assignment.node.id
 	avoid := withNode(t.failedNodes, here)
 	free := refused(reason.Code)
+	if t.next > b.d.nano && !now {
+		// What every node has refused is taken at once by one that was not asked.
+		if b.waiting = b.waiting || free; free && b.elsewhere(r, t, avoid, reason) {
+			return
+		}
+		b.retryPending(t.reason, t.next)
+		return
+	}
 	if t.next == 0 {
 		switch {
 		case free:
@@ -89,7 +93,8 @@ func (b *builder) failed(r *replica, now bool) {
 			if now {
 				break
 			}
-			b.wait(r, t.attempts, []string{here}, reason, b.d.nano+int64(refusedBackoff))
+			b.waiting = true
+			b.wait(r, t.attempts, avoid, reason, b.d.nano+int64(refusedBackoff))
 			return
 		case final(reason), t.attempts >= maxAttempts:
 			b.exhaust(r, t, avoid, reason)
@@ -103,6 +108,9 @@ func (b *builder) failed(r *replica, now bool) {
 			b.wait(r, t.attempts, avoid, reason, due)
 			return
 		}
+	}
+	if free {
+		avoid = []string{here} // the others have had time
 	}
 	b.attempt(r, t, avoid, reason, free, now)
 }
@@ -212,6 +220,10 @@ func retryReason(reason *pb.Reason, due int64) *pb.Reason {
 // enough.
 func (b *builder) recovered(r *replica) {
 	if r.retry == nil {
+		return
+	}
+	if t := b.retryOf(r); t != nil && t.next != 0 {
+		b.clearWait(r, t) // it was about to be tried, and runs
 		return
 	}
 	if due := r.observed.transition + int64(forgetAfter); due > b.d.nano {

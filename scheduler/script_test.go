@@ -144,6 +144,8 @@ func (s *script) command(f []string) {
 		s.picture, s.unseen = s.rebuilt(), nil
 	case "rollouts":
 		s.rollouts = true
+	case "scheduler":
+		s.configure(args)
 	case "agents":
 		s.agents()
 	case "agent":
@@ -202,6 +204,29 @@ func (s *script) addNode(args []string) {
 		s.t.Fatal(err)
 	}
 	s.node(args[0], c.CpuMillis, c.MemoryBytes, c.DiskBytes, labels, runtime)
+}
+
+// configure reads "rebalance=true moves=2 interval=60s threshold=10".
+func (s *script) configure(args []string) {
+	config := &pb.SchedulerConfig{}
+	for _, a := range args {
+		k, v, _ := strings.Cut(a, "=")
+		switch k {
+		case "rebalance":
+			config.Rebalance = v == "true"
+		case "moves":
+			config.RebalanceMoves = int32(s.number(v))
+		case "interval":
+			config.RebalanceIntervalSeconds = int32(s.duration(v) / time.Second)
+		case "threshold":
+			config.RebalanceThreshold = int32(s.number(v))
+		case "no-preemption":
+			config.NoPreemption = v == "true"
+		default:
+			s.t.Fatalf("unknown setting %q", k)
+		}
+	}
+	s.put(model.SchedulerKey, config)
 }
 
 // submitSpec reads "web replicas=3 cpu=500m image=v1 …". What is not said stays

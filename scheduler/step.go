@@ -56,6 +56,7 @@ type confirmation struct {
 // reserved, and what it touches is left alone until Confirm or Rollback. What it
 // frees is not free yet.
 func (p *Picture) Assume(s Step) {
+	p.assumed++
 	w := p.workloads[s.Workload]
 	if w == nil {
 		return
@@ -84,12 +85,14 @@ func (p *Picture) Assume(s Step) {
 // Confirm ends the assumption of a step that was committed at revision: from
 // there on the picture shows it itself.
 func (p *Picture) Confirm(s Step, revision int64) {
+	p.assumed--
 	p.confirmed = append(p.confirmed, confirmation{s, revision})
 	p.settle()
 }
 
 // Rollback ends the assumption of a step that was refused.
 func (p *Picture) Rollback(s Step) {
+	p.assumed--
 	p.unassume(s)
 	p.thin()
 }

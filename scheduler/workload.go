@@ -114,6 +114,7 @@ func (p *Picture) forgetWorkload(w *workload) {
 	p.dirty.remove(w)
 	p.waiting.remove(w)
 	p.globals.remove(w)
+	p.rolling.remove(w)
 	w.wake = 0
 	delete(p.workloads, w.id)
 }
@@ -149,6 +150,11 @@ func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 func (p *Picture) putRollout(id string, mod int64, rec *pb.Rollout) {
 	w := p.workloadNamed(id)
 	w.rolloutMod, w.rollout = mod, rec
+	if goesOn(rec) {
+		p.rolling.add(w)
+	} else {
+		p.rolling.remove(w)
+	}
 	p.touch(w)
 	p.forgetWorkload(w)
 }

@@ -181,7 +181,7 @@ func (a *app) workCommands() []*cobra.Command {
 
 func (a *app) clusterCommands() []*cobra.Command {
 	return inGroup(groupCluster,
-		a.clusterGroup(), a.memberGroup(), a.nodeGroup(), a.planCommand(), a.tokenGroup(), a.eventsCommand(), a.contextGroup())
+		a.clusterGroup(), a.memberGroup(), a.nodeGroup(), a.planCommand(), a.tokenGroup(), a.schedulerGroup(), a.eventsCommand(), a.contextGroup())
 }
 
 func (a *app) machineCommands() []*cobra.Command {
@@ -244,7 +244,12 @@ func (a *app) limit(cmd *cobra.Command, asked bool) time.Duration {
 	case cmd.Annotations[endless] != "", isSet("follow"), isSet("watch"):
 		return 0
 	case isSet("wait"):
-		return waitTimeout
+		limit := waitTimeout
+		if f := cmd.Flags().Lookup("deadline"); f != nil {
+			deadline, _ := time.ParseDuration(f.Value.String()) // it was parsed before
+			limit = max(limit, deadline+time.Minute)
+		}
+		return limit
 	}
 	return a.global.timeout
 }

@@ -37,7 +37,9 @@ func TestCommands(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"get workloads", "list workloads -o name", "workload list -o name", "get workload web new", "get workload web --spec", "workload get batch -o json",
-		"get nodes", "node ls -o name", "get node n1 n9", "node get n2 -o yaml", "node label n1 zone=us old-", "node label n1 zone",
+		"get nodes", "node ls -o name", "get node n1 n9", "node get n2 -o yaml", "node label n1 zone=us old-", "node label n1 zone", "node drain n9", "node drain n2 --deadline -1s",
+		"node drain n2 --deadline 10m --wait", "scheduler get", "scheduler set rebalance=true rebalance-interval=10m rebalance_moves=2", "scheduler set rebalance-moves=default -o json",
+		"scheduler set", "scheduler set speed=9", "scheduler set rebalance=often", "scheduler set rebalance-threshold=-3", "scheduler set rebalance-interval=7", "scheduler set rebalance", "scheduler set rebalance=",
 		"member ls", "get members -o name", "member rm s3", "token ls", "token create --role agent", "token create --role server -o name", "token create --role admin",
 		"cluster info", "cluster list -o name", "why web", "why web -o name", "why node/n1", "why node/n2", "why node/n9", "scale web 3", "scale web -1", "scale web", "restart web batch",
 		"workload restart nothing", "describe disk x", "apply -f -", "apply -f - --create-only", "apply -f - --dry-run", "apply", "apply web.yaml", "apply -f /nowhere",

@@ -118,6 +118,9 @@ func placementText(pl *pb.Placement) string {
 func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
 	p.field("ID", n.Id)
 	p.field("State", nodeState(n))
+	if n.Draining && n.DrainDeadline != nil {
+		p.field("Drained by", n.DrainDeadline.AsTime().Format(time.RFC3339))
+	}
 	p.field("Reason", reason(n.Reason))
 	p.field("Address", n.Address)
 	p.field("Reserved", fmt.Sprintf("cpu %s, memory %s, disk %s", cpuShare(n.Reserved, n.Capacity), memoryShare(n.Reserved, n.Capacity), diskShare(n.Reserved, n.Capacity)))

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/persys-dev/persys/internal/model"
 	"github.com/persys-dev/persys/internal/pki"
 	"github.com/persys-dev/persys/internal/server"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -61,6 +62,7 @@ type fakeCluster struct {
 	tokens    []*pb.Token
 	events    []*pb.Event
 	tolerance int32
+	scheduler *pb.SchedulerConfig
 	// Where set, calls fail with it: all, or the first so many.
 	fail     error
 	failures int
@@ -260,6 +262,32 @@ func (f *fakeCluster) GetNode(_ context.Context, r *pb.NodeRequest) (*pb.Node, e
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "not found")
+}
+
+// DrainNode is done at once.
+func (f *fakeCluster) DrainNode(ctx context.Context, r *pb.DrainNodeRequest) (*pb.Node, error) {
+	n, err := f.GetNode(ctx, &pb.NodeRequest{Id: r.Id})
+	if err != nil {
+		return nil, err
+	}
+	n.Draining, n.Unschedulable, n.Assignments = true, true, 0
+	return n, nil
+}
+
+func (f *fakeCluster) GetSchedulerConfig(context.Context, *pb.SchedulerConfigRequest) (*pb.SchedulerConfig, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.scheduler == nil {
+		f.scheduler = model.EffectiveSchedulerConfig(nil)
+	}
+	return f.scheduler, nil
+}
+
+func (f *fakeCluster) SetSchedulerConfig(_ context.Context, c *pb.SchedulerConfig) (*pb.SchedulerConfig, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.scheduler = model.EffectiveSchedulerConfig(c)
+	return f.scheduler, nil
 }
 
 func (f *fakeCluster) LabelNode(ctx context.Context, r *pb.LabelNodeRequest) (*pb.Node, error) {

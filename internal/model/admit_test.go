@@ -383,7 +383,21 @@ func TestNodes(t *testing.T) {
 	}
 	nothing(DrainNode(w.view(), &pb.DrainNodeRequest{Id: "n1"}, w.meta()))
 	nothing(CordonNode(w.view(), id, w.meta()))
-	if n := do(UncordonNode(w.view(), id, w.meta())); n.State != pb.NodeState_READY || n.Unschedulable || n.Draining {
+	within := func(d time.Duration) *pb.DrainNodeRequest {
+		return &pb.DrainNodeRequest{Id: "n1", Deadline: durationpb.New(d)}
+	}
+	if n := do(DrainNode(w.view(), within(time.Minute), w.meta())); !n.DrainDeadline.AsTime().After(epochStart.Add(time.Minute)) {
+		t.Errorf("drain by a deadline: %v", n)
+	}
+	if n := do(DrainNode(w.view(), &pb.DrainNodeRequest{Id: "n1"}, w.meta())); n.DrainDeadline != nil {
+		t.Errorf("drain without a deadline: %v", n)
+	}
+	do(DrainNode(w.view(), within(0), w.meta()))
+	for _, d := range []time.Duration{-time.Second, 366 * 24 * time.Hour} {
+		_, _, err := DrainNode(w.view(), within(d), w.meta())
+		wantCode(t, err, codes.InvalidArgument, "deadline: is not allowed; allowed: 0s")
+	}
+	if n := do(UncordonNode(w.view(), id, w.meta())); n.State != pb.NodeState_READY || n.Unschedulable || n.Draining || n.DrainDeadline != nil {
 		t.Errorf("uncordon: %v", n)
 	}
 	nothing(UncordonNode(w.view(), id, w.meta()))
