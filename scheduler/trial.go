@@ -81,9 +81,6 @@ func NewTrial(base model.Reader, revision int64, now time.Time, opt Options) (*T
 	return t, nil
 }
 
-// Now is the time of the trial.
-func (t *Trial) Now() time.Time { return t.now }
-
 // Get implements model.Reader.
 func (t *Trial) Get(key string) (*pb.KeyValue, bool) {
 	if kv, ok := t.changed.Get(key); ok {
@@ -313,7 +310,7 @@ func (t *Trial) count() {
 // carryOut commits one step and answers with the assignments that it touches.
 func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
 	var touched []string
-	var preempted *pb.Event
+	preempted := map[string]string{} // by workload, how it is told
 	retried := false
 	for _, op := range ops {
 		key := string(op.GetRequestPut().GetKey())
@@ -330,15 +327,15 @@ func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
 			}
 			retried = retried || e.Type == pb.EventType_RETRY_TRIGGERED
 			if e.Type == pb.EventType_WORKLOAD_PREEMPTED {
-				preempted = e
+				preempted[e.WorkloadId] = e.Message
 			}
 		}
 	}
 	t.apply(ops)
 	for _, key := range touched {
 		id, _, _ := model.SplitReplicaKey(model.AssignmentsPrefix, key)
-		if m, ok := t.moves.Get(key); ok && preempted != nil && preempted.WorkloadId == id {
-			m.preempted = preempted.Message
+		if m, ok := t.moves.Get(key); ok && preempted[id] != "" {
+			m.preempted = preempted[id]
 			t.concerned[id] = true
 		}
 		if t.recording && !t.later && !retried {

@@ -263,7 +263,7 @@ func (t *Trial) conclude(id string, out *Outcome) {
 	}
 	why := w.status.GetReason()
 	global, runs := w.want.kind == pb.WorkloadKind_GLOBAL, w.want.desired == pb.DesiredState_DESIRED_RUNNING
-	stuck := why.GetCode() == pb.ReasonCode_NO_PLACEMENT
+	stuck := why.GetCode() == pb.ReasonCode_NO_PLACEMENT || why.GetCode() == pb.ReasonCode_PREEMPTED
 	wait := func(number int32, from *node) {
 		c := &pb.PlannedChange{WorkloadId: id, Replica: number, Action: pb.PlannedChange_WAIT, Explanation: why.GetMessage()}
 		if from != nil {
