@@ -21,7 +21,7 @@ const (
 	// heartbeatUsual is the time between heartbeats; it is a third of the lease
 	// where that is shorter, and a fifth where that is longer.
 	heartbeatUsual = 2 * time.Second
-	defaultTTL    = 10 * time.Second
+	defaultTTL     = 10 * time.Second
 
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second

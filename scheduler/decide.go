@@ -100,6 +100,9 @@ type decider struct {
 	touched []saved
 	ports   []takenPort
 
+	// Whose room was taken, and by which step.
+	victims map[*replica]*Step
+
 	// Lent to one run after another.
 	runStamp uint64
 	masked   bitset
@@ -154,6 +157,8 @@ func (d *decider) decide(w *workload) {
 		b.leave()
 	case w.want.invalid != "":
 		b.tally.fail(&pb.Reason{Code: pb.ReasonCode_INVALID_SPEC, Message: w.want.invalid})
+	case w.want.schedule != nil:
+		b.scheduled()
 	case w.want.desired == pb.DesiredState_DESIRED_STOPPED:
 		b.stop()
 	case w.want.kind == pb.WorkloadKind_GLOBAL:
@@ -182,6 +187,7 @@ func (d *decider) decide(w *workload) {
 	switch {
 	case b.truncated:
 		d.plan.More = true
+	case b.again:
 	case len(d.plan.Steps) == steps:
 		d.p.dirty.remove(w)
 	default:
@@ -242,12 +248,14 @@ func (p *Picture) wakeAt(w *workload, at int64) {
 // wakeForRoom wakes the waiting workloads for which there is room now on a node
 // that gained some.
 func (p *Picture) wakeForRoom() {
-	if len(p.freed) == 0 {
+	newest := p.newest
+	p.newest = noPriority
+	if len(p.freed) == 0 && newest == noPriority {
 		return
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || p.fitsAny(w.want.shape, p.freed)) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w.want.shape, p.freed)) {
 				p.touch(w)
 			}
 		}

@@ -96,7 +96,7 @@ func (p *Picture) Explain(id string) (*pb.Explanation, bool) {
 		e.State = pb.State_PENDING
 	}
 	waiting := 0
-	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
+	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.schedule == nil && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
 		waiting = int(w.want.replicas)
 	}
 	for _, r := range w.replicas {
@@ -113,6 +113,9 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	var lines []string
 	if w.want.invalid != "" {
 		return []string{"the spec can't be carried out: " + w.want.invalid}
+	}
+	if w.want.schedule != nil {
+		lines = p.explainSchedule(w)
 	}
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
@@ -134,6 +137,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 		for _, c := range causes {
 			lines = append(lines, fmt.Sprintf("%s: %s", counted(c.nodes, "node", "nodes"), p.explainCause(c.text, w.want.shape)))
 		}
+		lines = append(lines, p.explainPreemption(w)...)
 	}
 	lines = append(lines, explainRollout(w)...)
 	if reason := w.status.GetReason(); reason != nil && reason.Code != pb.ReasonCode_NO_PLACEMENT {
@@ -192,6 +196,8 @@ func (p *Picture) explainReplica(r *replica) *pb.ReplicaExplanation {
 		case t.next != 0:
 			e.State = pb.State_RETRY_PENDING
 			e.Message = fmt.Sprintf("attempt %d of %d at %s", t.attempts+1, maxAttempts, clock(t.next))
+			e.Reason = t.reason
+		case r.assignment.mod == 0:
 			e.Reason = t.reason
 		}
 	}

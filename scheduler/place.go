@@ -101,6 +101,10 @@ func (s *run) deepen() bool {
 type spot struct {
 	node  *node
 	ports []*pb.Port
+	// Whose room it is so far, and what of the node's room the step frees, these and
+	// what others have left of what it freed before.
+	victims []*replica
+	credit  leftover
 }
 
 // choose finds the best node for a replica: one that holds fewest replicas of
@@ -150,7 +154,7 @@ func (s *run) search(number int32, seed uint64, hidden []string) (spot, bool) {
 			continue
 		}
 		if ports, ok := choosePorts(n, wishes, nil, nil, n.hash^seed); ok {
-			return spot{n, ports}, true
+			return spot{node: n, ports: ports}, true
 		}
 		s.reject(n)
 	}
@@ -261,7 +265,7 @@ func (s *run) fitsOn(n *node, seed uint64) (spot, bool) {
 		return spot{}, false
 	}
 	ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed)
-	return spot{n, ports}, ok
+	return spot{node: n, ports: ports}, ok
 }
 
 // fitsInPlace reports whether a new assignment of r can take the place of the
@@ -283,7 +287,7 @@ func (s *run) fitsInPlace(r *replica, seed uint64) (spot, bool) {
 		return spot{}, false
 	}
 	ports, ok := choosePorts(n, shape.ports, r.assignment.ports, own, n.hash^seed)
-	return spot{n, ports}, ok
+	return spot{node: n, ports: ports}, ok
 }
 
 // mix spreads the bits of x (the finalizer of splitmix64).

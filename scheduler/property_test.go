@@ -154,7 +154,10 @@ func (m *machine) changeAWorkload() {
 		},
 		Placement: &pb.Placement{Policy: pb.PlacementPolicy(rapid.IntRange(0, 1).Draw(m.t, "policy"))},
 		Update:    m.strategy(),
-		Priority:  proto.Int32(rapid.Int32Range(40, 60).Draw(m.t, "priority")),
+		Priority:  proto.Int32(rapid.SampledFrom([]int32{0, 40, 50, 55, 60, 100}).Draw(m.t, "priority")),
+		Preemption: &pb.Preemption{
+			NeverPreempts: rapid.IntRange(0, 5).Draw(m.t, "patient") == 0, Protected: rapid.IntRange(0, 5).Draw(m.t, "protected") == 0,
+		},
 		// By name, so that it stays what it is: exclusive work that becomes
 		// something else is no promise to keep.
 		Exclusive: id == "a" || id == "d",
@@ -164,6 +167,14 @@ func (m *machine) changeAWorkload() {
 	}
 	if id == "c" {
 		spec.Kind = rapid.SampledFrom([]pb.WorkloadKind{pb.WorkloadKind_SERVICE, pb.WorkloadKind_GLOBAL}).Draw(m.t, "kind")
+	}
+	if id == "d" && rec.Spec != nil {
+		// Admission lets no kind change, and what of a job has failed has no room to
+		// fall back on.
+		spec.Kind = rec.Spec.Kind
+	}
+	if spec.Kind == pb.WorkloadKind_JOB {
+		spec.Update = &pb.UpdateStrategy{MaxParallel: spec.Update.MaxParallel}
 	}
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
@@ -217,7 +228,7 @@ func (m *machine) failSomething() {
 	a := &pb.Assignment{}
 	m.load(model.AssignmentsPrefix+key, a)
 	r := &pb.Replica{}
-	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED {
+	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && m.over(r) {
 		return
 	}
 	state := pb.State_FAILED
@@ -267,11 +278,12 @@ func (m *machine) commit(n int) {
 	for range min(n, len(m.proposed)) {
 		step := m.proposed[0]
 		m.proposed = m.proposed[1:]
-		before := m.revision
+		before, stood := m.revision, m.placements()
 		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
 			m.picture.Rollback(step)
 			continue
 		}
+		m.checkVictims(step, stood)
 		m.check()
 		m.checkPlacements(step.Txn)
 		m.checkExclusive()
@@ -334,6 +346,12 @@ func (m *machine) checkDisruptions(plan *Plan) {
 	now := map[string]bool{}
 	for i := range plan.Steps {
 		m.touches(&plan.Steps[i], now)
+		// What has to make room is no matter of its own update strategy.
+		for _, e := range plan.Steps[i].effects {
+			if e.workload != "" {
+				delete(serving, strings.TrimPrefix(model.ReplicaKey(e.workload, e.number), model.ReplicasPrefix))
+			}
+		}
 	}
 	for _, id := range workloadNames {
 		w, ro := &pb.Workload{}, &pb.Rollout{}
@@ -619,12 +637,16 @@ func dump(p *Picture) string {
 		for _, r := range w.revisions {
 			revisions = append(revisions, fmt.Sprintf("%s %d %x", r.name, r.mod, r.value))
 		}
-		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d\n",
-			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record))
+		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d runs %d\n",
+			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record), len(p.runs[id]))
 		if w.want != nil {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
-			want.shape = nil
+			if want.schedule != nil {
+				fmt.Fprintf(&out, "  schedule %v of %v\n", want.schedule.Schedule, want.schedule.job)
+			}
+			fmt.Fprintf(&out, "  run %v\n", want.run)
+			want.shape, want.schedule, want.run = nil, nil, nil
 			fmt.Fprintf(&out, "  wants %+v\n", want)
 		}
 		for _, r := range w.replicas {

@@ -42,8 +42,7 @@ type assignment struct {
 	created     int64
 	// It was made to even the load.
 	rebalanced bool
-	// It counts against its node's capacity: all do but those that ran to
-	// their end.
+	// It counts against its node's capacity: all do but those whose run is over.
 	reserves bool
 }
 
@@ -165,6 +164,8 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 		if n != nil {
 			r.assignedAt = int32(len(n.assigned))
 			n.assigned = append(n.assigned, r)
+			n.version++
+			p.newVictims(w)
 		}
 	}
 	p.reserve(r, false)
@@ -232,17 +233,32 @@ func (r *replica) reported() pb.State {
 	return pb.State_SCHEDULED
 }
 
-// reserve counts the assignment against its node, unless it ran to its end and
+// over reports whether the replica has ended and is not run again on account of
+// its assignment: with success, or, of a job, with a failure. The next attempt,
+// if there is one, is a new assignment.
+func (r *replica) over() bool {
+	switch r.reported() {
+	case pb.State_COMPLETED:
+		return true
+	case pb.State_FAILED:
+		return r.w.job() && ended(r.observed.reason)
+	default:
+		return false
+	}
+}
+
+// reserve counts the assignment against its node, unless its run is over and it
 // is not held, and ends the assumption that it was there.
 func (p *Picture) reserve(r *replica, held bool) {
 	a := &r.assignment
 	if r.next != nil && r.next.reserves && a.generation >= r.next.generation {
 		p.dropAssumed(r)
 	}
-	if a.mod == 0 || r.reported() == pb.State_COMPLETED && !held {
+	if a.mod == 0 || r.over() && !held {
 		return
 	}
 	a.reserves = true
+	a.node.version++
 	a.node.take(a.needs, usedPorts(a.ports))
 	p.index.update(a.node)
 }
@@ -254,6 +270,7 @@ func (p *Picture) unreserve(r *replica) bool {
 		return false
 	}
 	a.reserves = false
+	a.node.version++
 	a.node.give(a.needs, usedPorts(a.ports))
 	p.madeRoom(a.node)
 	return true

@@ -284,7 +284,7 @@ func (b *builder) dismiss(r *replica, others int) {
 		b.tally.serving++
 		return
 	}
-	if r.next != nil {
+	if b.taken(r) {
 		b.tally.busy = true
 		return
 	}

@@ -154,6 +154,10 @@ func (s *script) command(f []string) {
 		s.reportLine(args)
 	case "after":
 		s.now = s.now.Add(s.duration(args[0]))
+	case "preemption":
+		s.put(model.SchedulerKey, &pb.SchedulerConfig{NoPreemption: args[0] == "off"})
+	case "run":
+		s.run(args[0])
 	case "why":
 		s.see()
 		s.explain(args[0])
@@ -287,6 +291,12 @@ func (s *script) submitSpec(args []string) {
 		case "port":
 			host, inside, _ := strings.Cut(v, ":")
 			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
+		case "preempts":
+			spec.Preemption = &pb.Preemption{NeverPreempts: v == "no"}
+		case "protected":
+			spec.Preemption = &pb.Preemption{Protected: v == "yes"}
+		case "cron", "zone", "concurrency", "within", "keep", "suspend":
+			s.schedule(spec, k, v)
 		case "where":
 			spec.Placement.Constraints = append(spec.Placement.Constraints, parseConstraint(v))
 		default:
@@ -294,6 +304,31 @@ func (s *script) submitSpec(args []string) {
 		}
 	}
 	s.submit(proto.CloneOf(spec), container.Image+"/"+spec.Resources.Cpu)
+}
+
+// schedule sets a field of the schedule; the expression has _ for blanks.
+func (s *script) schedule(spec *pb.WorkloadSpec, k, v string) {
+	if spec.Schedule == nil {
+		spec.Schedule = &pb.Schedule{StartDeadlineSeconds: proto.Int32(3600)}
+	}
+	sch := spec.Schedule
+	switch k {
+	case "cron":
+		if v == "none" {
+			spec.Schedule = nil
+		}
+		sch.Cron = strings.ReplaceAll(v, "_", " ")
+	case "zone":
+		sch.Timezone = v
+	case "concurrency":
+		sch.Concurrency = pb.Schedule_Concurrency(pb.Schedule_Concurrency_value[strings.ToUpper(v)])
+	case "within":
+		sch.StartDeadlineSeconds = proto.Int32(int32(s.duration(v).Seconds()))
+	case "keep":
+		sch.KeepCompleted, sch.KeepFailed = proto.Int32(int32(s.number(v))), proto.Int32(int32(s.number(v)))
+	case "suspend":
+		sch.Suspend = v == "yes"
+	}
 }
 
 func parseConstraint(text string) *pb.Constraint {
@@ -340,6 +375,20 @@ func (s *script) reportLine(args []string) {
 		} else if !s.report(key, pb.State(pb.State_value[strings.ToUpper(args[1])]), reason) {
 			s.t.Fatalf("%s is not assigned", key)
 		}
+	}
+}
+
+// run does what admission does when a user wants a run now.
+func (s *script) run(id string) {
+	v := worldReader{s.world}
+	txn, run, err := model.RunWorkload(v, &pb.WorkloadRequest{Id: id}, model.Meta{Now: s.now, NewID: fmt.Sprintf("new-%d", s.revision)})
+	if err != nil {
+		fmt.Fprintf(&s.out, "refused: %v\n", err)
+		return
+	}
+	fmt.Fprintf(&s.out, "%s is made\n", run.Spec.Id)
+	if !s.apply(txn) {
+		s.t.Fatalf("not carried out: %v", txn)
 	}
 }
 
@@ -433,6 +482,7 @@ func (s *script) tell(op *pb.RequestOp) {
 		e := &pb.Event{}
 		read(e)
 		fmt.Fprintf(&s.out, "event %s %s: %s\n", e.Type, e.WorkloadId, e.Message)
+	case strings.HasPrefix(key, model.RevisionsPrefix):
 	case strings.HasSuffix(key, "/rollout"):
 		r := &pb.Rollout{}
 		read(r)
@@ -440,7 +490,14 @@ func (s *script) tell(op *pb.RequestOp) {
 	case !strings.HasSuffix(key, "/status"):
 		w := &pb.Workload{}
 		read(w)
-		fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
+		switch {
+		case w.Parent == "":
+			fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
+		case w.Spec.DesiredState == pb.DesiredState_DESIRED_DELETED:
+			fmt.Fprintf(&s.out, "%s is to be deleted\n", w.Spec.Id)
+		default:
+			fmt.Fprintf(&s.out, "%s is made, a run of %s at %s\n", w.Spec.Id, w.Parent, w.ScheduledTime.AsTime().Format("2006-01-02 15:04"))
+		}
 	default:
 		st := &pb.WorkloadStatus{}
 		read(st)
@@ -449,8 +506,20 @@ func (s *script) tell(op *pb.RequestOp) {
 		if st.Updated != st.Running {
 			fmt.Fprintf(&s.out, ", %d updated", st.Updated)
 		}
+		if st.Completed > 0 {
+			fmt.Fprintf(&s.out, ", %d completed", st.Completed)
+		}
 		if st.Failed > 0 {
 			fmt.Fprintf(&s.out, ", %d failed", st.Failed)
+		}
+		if st.ActiveRuns > 0 {
+			fmt.Fprintf(&s.out, ", %d active", st.ActiveRuns)
+		}
+		if st.LastRun != nil {
+			fmt.Fprintf(&s.out, ", last run %s", st.LastRun.AsTime().Format("15:04"))
+		}
+		if st.NextRun != nil {
+			fmt.Fprintf(&s.out, ", next run %s", st.NextRun.AsTime().Format("15:04"))
 		}
 		if st.Reason != nil {
 			fmt.Fprintf(&s.out, ": %s %s", st.Reason.Code, st.Reason.Message)

@@ -26,7 +26,8 @@ type workload struct {
 	// A status that was assumed and is not confirmed; decisions compare with it.
 	assumed *pb.WorkloadStatus
 	// Deletion of the record itself was assumed, or that it goes back to an
-	// earlier revision.
+	// earlier revision, or a change of the workload's runs: it is left alone until
+	// that is known.
 	leaving, rewriting bool
 	// As it is stored, for going back; shared with the store.
 	record []byte
@@ -67,13 +68,18 @@ type want struct {
 	replicas  int32
 	exclusive bool
 	priority  int32
-	update    strategy
+	// It takes the room of others, and they do not take its own.
+	preempts, protected bool
+	update              strategy
 	// The revision whose canaries were accepted, and when users last changed
 	// something.
 	promoted string
 	changed  int64
 	policy   pb.PlacementPolicy
 	shape    *shape
+	// Of a job that runs by a schedule, and of one of its runs.
+	schedule *schedule
+	run      *pb.Workload
 	// Why nothing can be decided about it: admission lets no such spec pass.
 	invalid string
 }
@@ -95,6 +101,10 @@ type shape struct {
 	why           string
 	whyStamp      uint64
 	whyPlacements int
+
+	// No node can be made room on for it, by a decision, for work of this priority.
+	hopelessStamp uint64
+	hopelessFor   int32
 }
 
 func (p *Picture) workloadNamed(id string) *workload {
@@ -121,6 +131,8 @@ func (p *Picture) forgetWorkload(w *workload) {
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
+	job, run, rank := w.job(), w.run(), w.standing()
+	p.countPriority(w, -1)
 	if w.want != nil {
 		p.dropShape(w.want.shape)
 		w.want = nil
@@ -129,6 +141,17 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	if rec != nil {
 		w.want = p.wantOf(rec)
 	}
+	p.countPriority(w, 1)
+	if w.standing() != rank {
+		p.rankChanged(w)
+	}
+	if w.job() != job {
+		// What counts against a node's capacity is another matter for jobs.
+		for _, r := range w.replicas {
+			held := p.unreserve(r) && r.next != nil
+			p.reserve(r, held)
+		}
+	}
 	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
 		p.globals.add(w)
 	} else {
@@ -136,11 +159,15 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	}
 	w.leaving, w.rewriting = false, false
 	p.touch(w)
+	p.putRun(w, run)
 	p.forgetWorkload(w)
 }
 
+func (w *workload) job() bool { return w.want != nil && w.want.kind == pb.WorkloadKind_JOB }
+
 func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	w := p.workloadNamed(id)
+	p.touchParent(w.run())
 	w.statusMod, w.status = mod, s
 	w.assumed = nil
 	p.touch(w)
@@ -191,12 +218,19 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 		out.replicas = max(0, *s.Replicas)
 	}
 	if s != nil && s.Priority != nil {
-		out.priority = *s.Priority
+		out.priority = min(max(*s.Priority, 0), model.MaxPriority)
 	}
+	out.preempts, out.protected = !s.GetPreemption().GetNeverPreempts(), s.GetPreemption().GetProtected()
 	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
 	needs, ports, err := needsOf(s)
+	if err == nil {
+		out.schedule, err = scheduleOf(rec)
+	}
 	if err != nil {
 		out.invalid = err.Error()
+	}
+	if rec.Parent != "" {
+		out.run = rec
 	}
 	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
 	return out

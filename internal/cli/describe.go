@@ -41,7 +41,7 @@ func (p *page) write(w io.Writer) error {
 	return err
 }
 
-func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
+func (p *page) workload(w *pb.Workload, runs []*pb.Workload, events []*pb.Event, now time.Time) {
 	s, st := w.GetSpec(), w.GetStatus()
 	p.field("ID", s.GetId())
 	p.field("Type", strings.TrimSuffix(typeName(typeOf(s))+", "+strings.ToLower(s.GetKind().String()), ", service"))
@@ -54,7 +54,20 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 	if at := st.GetReason().GetNextRetryAt(); at != nil {
 		p.field("Next try", clock(at, now))
 	}
-	p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	switch {
+	case s.GetSchedule() != nil:
+		last, next := lastAndNext(w, now)
+		p.field("Schedule", scheduleText(s.Schedule))
+		p.field("Last run", last)
+		p.field("Next run", next)
+	case s.GetKind() == pb.WorkloadKind_JOB:
+		p.field("Replicas", fmt.Sprintf("%s completed, %d running", completed(w), st.GetRunning()))
+		if w.Parent != "" {
+			p.field("Run of", w.Parent+", due "+clock(w.ScheduledTime, now))
+		}
+	default:
+		p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	}
 	p.field("Rollout", rolloutText(w))
 	p.field("Runs", whatRuns(s))
 	p.field("Resources", resourcesText(s.GetResources()))
@@ -65,6 +78,7 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 	if w.UpdateTime != nil {
 		p.field("Updated", clock(w.UpdateTime, now)+" ("+age(w.UpdateTime, now)+" ago)")
 	}
+	p.section("Runs", runTable(runs, now))
 	p.section("Replicas", replicaTable(w.Replicas, now))
 	p.section("Events", eventTable(events, now))
 }

@@ -213,6 +213,13 @@ func (f *fakeCluster) RestartWorkload(_ context.Context, r *pb.WorkloadRequest) 
 	return f.find(r.Id)
 }
 
+func (f *fakeCluster) RunWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Workload, error) {
+	if _, err := f.find(r.Id); err != nil {
+		return nil, err
+	}
+	return &pb.Workload{Spec: &pb.WorkloadSpec{Id: r.Id + "-29924640-1", Kind: pb.WorkloadKind_JOB}, Parent: r.Id}, nil
+}
+
 func (f *fakeCluster) ExplainWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Explanation, error) {
 	if _, err := f.find(r.Id); err != nil {
 		return nil, err

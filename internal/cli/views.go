@@ -12,11 +12,28 @@ import (
 
 func workloadTable(workloads []*pb.Workload, now time.Time) table {
 	t := table{head: []string{"ID", "TYPE", "STATE", "RUNNING", "AGE", "REASON", "+REVISION", "+NODES", "+PORTS", "+LABELS"}}
+	// When jobs run is shown where there are any that run by a schedule.
+	scheduled := slices.ContainsFunc(workloads, func(w *pb.Workload) bool { return w.GetSpec().GetSchedule() != nil })
+	if scheduled {
+		t.head = slices.Insert(t.head, 5, "LAST RUN", "NEXT RUN")
+	}
 	for _, w := range workloads {
-		t.add(w.GetSpec().GetId(), typeName(typeOf(w.Spec)), stateName(w.GetStatus().GetState()), running(w), age(w.CreateTime, now),
-			short(reason(w.GetStatus().GetReason())), w.Revision, strings.Join(nodesOf(w), ","), workloadPorts(w), labelText(w.GetSpec().GetLabels()))
+		row := []string{
+			w.GetSpec().GetId(), typeName(typeOf(w.Spec)), stateName(w.GetStatus().GetState()), running(w), age(w.CreateTime, now),
+			short(reason(w.GetStatus().GetReason())), w.Revision, strings.Join(nodesOf(w), ","), workloadPorts(w), labelText(w.GetSpec().GetLabels()),
+		}
+		if scheduled {
+			last, next := lastAndNext(w, now)
+			row = slices.Insert(row, 5, last, next)
+		}
+		t.add(row...)
 	}
 	return t
+}
+
+// completed is how many replicas of a job have completed, of how many.
+func completed(w *pb.Workload) string {
+	return fmt.Sprintf("%d/%d", w.GetStatus().GetCompleted(), w.GetStatus().GetDesired())
 }
 
 // typeOf is the type that is written, or that of the spec that is there.

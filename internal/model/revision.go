@@ -21,6 +21,8 @@ const (
 	DefaultPriority     = 50
 	defaultGraceSeconds = 10
 	defaultMaxParallel  = 1
+	// Local restarts of a job's replica: a job that can't succeed ends as failed.
+	defaultJobAttempts = 3
 )
 
 // Normalize is a copy with the defaults written out, the type that follows from
@@ -44,9 +46,13 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	if s.Restart.Condition == pb.RestartPolicy_DEFAULT {
 		s.Restart.Condition = restartDefault(s.Kind)
 	}
+	if n := attemptsDefault(s); n != 0 && s.Restart.MaxAttempts == 0 {
+		s.Restart.MaxAttempts = n
+	}
 	if s.Priority == nil {
 		s.Priority = proto.Int32(DefaultPriority)
 	}
+	normalizeSchedule(s.Schedule)
 	for _, p := range portsOf(s) {
 		p.Protocol = protocolOf(p)
 	}
@@ -115,6 +121,9 @@ func reduce(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 			r.Disk = FormatBytes(n)
 		}
 	}
+	if n := attemptsDefault(s); n != 0 && s.Restart.GetMaxAttempts() == n {
+		s.Restart.MaxAttempts = 0
+	}
 	if s.Restart.GetCondition() == restartDefault(s.Kind) {
 		s.Restart.Condition = pb.RestartPolicy_DEFAULT
 	}
@@ -149,6 +158,14 @@ func restartDefault(kind pb.WorkloadKind) pb.RestartPolicy_Condition {
 		return pb.RestartPolicy_ON_FAILURE
 	}
 	return pb.RestartPolicy_ALWAYS
+}
+
+// attemptsDefault is the default of restart.max_attempts where it is not 0.
+func attemptsDefault(s *pb.WorkloadSpec) int32 {
+	if s.Kind == pb.WorkloadKind_JOB && s.Restart.GetCondition() != pb.RestartPolicy_NEVER {
+		return defaultJobAttempts
+	}
+	return 0
 }
 
 func portsOf(s *pb.WorkloadSpec) []*pb.Port {

@@ -53,6 +53,7 @@ func Validate(spec *pb.WorkloadSpec) error {
 	if spec.Priority != nil {
 		checkRange(&errs, "priority", *spec.Priority, 0, MaxPriority)
 	}
+	checkSchedule(&errs, spec)
 	checkEnv(&errs, "env", spec.Env)
 	checkUnsupported(&errs, spec)
 	switch s := spec.Spec.(type) {
@@ -80,8 +81,6 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	refuse("placement.spread", len(p.GetSpread()) > 0)
 	refuse("placement.tolerations", len(p.GetTolerations()) > 0)
 	refuse("placement.max_per_node", p.GetMaxPerNode() != 0)
-	refuse("preemption", spec.Preemption != nil)
-	refuse("schedule", spec.Schedule != nil)
 }
 
 // checkKnown refuses what this version does not know, which a newer client may
@@ -275,7 +274,7 @@ func checkRestart(errs *FieldErrors, spec *pb.WorkloadSpec) {
 		errs.add("restart.condition", "always contradicts kind job, which runs to completion; allowed: on_failure, never")
 	}
 	if r.GetMaxAttempts() < 0 {
-		errs.add("restart.max_attempts", "%d is negative; allowed: 0 for no bound, or more", r.MaxAttempts)
+		errs.add("restart.max_attempts", "%d is negative; allowed: 1 or more, 0 for the default (of a job 3, else no bound)", r.MaxAttempts)
 	}
 	if r.GetMaxAttempts() > 0 && r.GetCondition() == pb.RestartPolicy_NEVER {
 		errs.add("restart.max_attempts", "contradicts condition never; allowed: leave it out")
