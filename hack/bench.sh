@@ -2,9 +2,9 @@
 # Measures what docs/performance.md records. Figures of different days do not
 # compare: take what is compared in one run.
 #
-#   hack/bench.sh            everything, about fifteen minutes
-#   hack/bench.sh fsm        one part: fsm, scheduler, raftstore, failover, loss,
-#                            idle, etcd (beside Debian's, each load ROUNDS times for ROUND)
+#   hack/bench.sh            everything, about twenty minutes
+#   hack/bench.sh fsm        one part: fsm, scheduler, raftstore, placement,
+#                            failover, loss, idle, etcd (beside Debian's, each load ROUNDS times for ROUND)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench() { go test -run '^$' -benchmem -timeout 30m "$@"; }
@@ -14,6 +14,7 @@ part() {
 	fsm) bench -bench . ./fsm ;;
 	scheduler) bench -bench . ./scheduler ;;
 	raftstore) bench -bench . ./raftstore ;;
+	placement) hack/bench-placement.sh ;;
 	failover) bench -bench Failover -benchtime 20x ./chaos/procs ;;
 	loss) bench -bench AgentLost -benchtime 5x ./chaos/procs ;;
 	etcd) go test -run BesideEtcd -v -timeout 2h ./chaos/procs -round "${ROUND:-1s}" -rounds "${ROUNDS:-2}" ;;
@@ -25,6 +26,6 @@ part() {
 	esac
 }
 echo "$(nproc) cores, $(uname -r), $(go version)"
-for p in "${@:-fsm scheduler raftstore failover loss idle etcd}"; do
+for p in "${@:-fsm scheduler raftstore placement failover loss idle etcd}"; do
 	for q in $p; do part "$q"; done
 done

@@ -670,6 +670,6 @@ func dump(p *Picture) string {
 			out.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes\n", len(p.classes), len(p.filters), len(p.shapes))
+	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes, priorities %v\n", len(p.classes), len(p.filters), len(p.shapes), p.priorities)
 	return out.String()
 }
