@@ -91,8 +91,7 @@ type decider struct {
 
 	// Lent to one run after another.
 	runStamp uint64
-	masked   bitset
-	crowd    []*node
+	scratch  scratch
 }
 
 type saved struct {
@@ -157,7 +156,7 @@ func (d *decider) decide(w *workload) {
 	}
 	b.flush()
 	if b.run.ready {
-		d.crowd = b.run.crowd[:0]
+		d.scratch = b.run.scratch
 	}
 
 	if b.waiting {

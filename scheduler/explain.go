@@ -17,11 +17,11 @@ type cause struct {
 	nodes int
 }
 
-// causes says why each node can't take a replica of this shape, the most
-// frequent cause first. A node is counted once, under the first thing that
-// speaks against it; nodes that could take it are not counted.
-func (p *Picture) causes(s *shape) []cause {
-	p.index.rebuild(p.nodes)
+// causes says why each node can't take another replica, the most frequent cause
+// first. A node is counted once, under the first thing that speaks against it;
+// nodes that could take it are not counted.
+func (p *Picture) causes(r *run) []cause {
+	s := r.w.want.shape
 	counts := map[string]int{}
 	refusals := map[*class]string{}
 	var order []string
@@ -49,6 +49,8 @@ func (p *Picture) causes(s *shape) []cause {
 			count(fmt.Sprintf("port %d", port))
 		} else if _, ok := choosePorts(n, s.ports, nil, nil, 0); !ok {
 			count("ports to choose from")
+		} else if why := r.refusal(n); why != "" {
+			count(why)
 		}
 	}
 	out := make([]cause, len(order))
@@ -117,9 +119,10 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
 	}
+	r := &run{d: &decider{p: p}, w: w}
+	r.prepare()
 	if waiting > 0 || p.waiting.has(w) {
-		p.prepare(w.want.shape.filter)
-		causes := p.causes(w.want.shape)
+		causes := p.causes(r)
 		var refusing int
 		for _, c := range causes {
 			refusing += c.nodes
@@ -143,6 +146,53 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if len(lines) == 0 {
 		s := w.status
 		lines = append(lines, fmt.Sprintf("%s: %d of %d running", strings.ToLower(s.GetState().String()), s.GetRunning(), s.GetDesired()))
+	}
+	return append(lines, r.idle()...)
+}
+
+// refusal says what keeps another replica of the workload away from n on
+// account of where replicas are.
+func (s *run) refusal(n *node) string {
+	if most := int(s.w.want.maxPerNode); most > 0 && n.runStamp == s.d.runStamp && n.runCount >= most {
+		return "max_per_node"
+	}
+	c := s.cellOf(n)
+	if s.layout.plain() || c < 0 {
+		return ""
+	}
+	for i := range s.layout.spreads {
+		sp, v := &s.layout.spreads[i], s.layout.cells[c].values[i]
+		switch {
+		case !s.tallies[i].skewed(sp, v):
+		case v < 0:
+			return "label " + sp.label
+		default:
+			return "max_skew of " + sp.label
+		}
+	}
+	return ""
+}
+
+// idle says which preferences no node that matches can meet.
+func (s *run) idle() []string {
+	var lines []string
+	if s.layout.filter.matching == 0 {
+		return nil
+	}
+	for i := range s.layout.affinities {
+		if a := &s.layout.affinities[i]; a.idle {
+			lines = append(lines, "affinity to "+a.text+": of no effect, no node that matches is so")
+		}
+	}
+	for i := range s.layout.spreads {
+		sp := &s.layout.spreads[i]
+		effect := "of no effect"
+		if sp.skew > 0 {
+			effect = "can't be met"
+		}
+		if len(sp.values) == 0 {
+			lines = append(lines, "spread over "+sp.label+": "+effect+", no node that matches has this label")
+		}
 	}
 	return lines
 }

@@ -108,11 +108,7 @@ func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *fi
 	}
 	key := strconv.AppendInt(nil, int64(runtime), 10)
 	for _, c := range f.constraints {
-		key = strconv.AppendInt(append(key, 0), int64(c.Operator), 10)
-		key = strconv.AppendQuote(key, c.Label)
-		for _, v := range c.Values {
-			key = strconv.AppendQuote(key, v)
-		}
+		key = appendConstraint(key, c.Constraint)
 	}
 	key = append(key, 0, 0)
 	for _, id := range f.nodes {
@@ -125,6 +121,15 @@ func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *fi
 	f.key, f.uses = string(key), 1
 	p.filters[f.key] = f
 	return f
+}
+
+func appendConstraint(key []byte, c *pb.Constraint) []byte {
+	key = strconv.AppendInt(append(key, 0), int64(c.Operator), 10)
+	key = strconv.AppendQuote(key, c.Label)
+	for _, v := range c.Values {
+		key = strconv.AppendQuote(key, v)
+	}
+	return key
 }
 
 func (p *Picture) dropFilter(f *filter) {

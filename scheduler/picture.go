@@ -35,6 +35,7 @@ type Picture struct {
 	classes   map[string]*class
 	filters   map[string]*filter
 	shapes    map[string]*shape
+	layouts   map[string]*layout
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index
@@ -65,7 +66,7 @@ type Picture struct {
 func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
-		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{},
+		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{}, strings: map[string]string{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
 		index: index{stale: true},
 	}

@@ -10,20 +10,36 @@ import (
 // run places replicas of one workload in one decision. All of them have the
 // same shape, and while a plan is made room only shrinks: a node that was found
 // full stays out for the rest of it.
+//
+// The best cells of the workload's layout are searched together: first the
+// nodes that hold fewest replicas of it, and among these the emptiest or the
+// fullest.
 type run struct {
-	d     *decider
-	w     *workload
-	ready bool
-	// Nothing fits any more, wherever.
-	exhausted bool
+	d      *decider
+	w      *workload
+	layout *layout
+	ready  bool
+	scratch
+	// Why the node that was last chosen.
+	reason string
+}
+
+// scratch is what a run needs room for, lent to one after another.
+type scratch struct {
 	// Slots that are not considered: full ones, and those that hold more of the
-	// workload's replicas than depth.
+	// workload's replicas than the depth of their cell.
 	masked bitset
-	depth  int
 	// Nodes that hold replicas of the workload.
 	crowd []*node
-	// In a few words, why a node was chosen.
-	reason string
+	// By cell.
+	berths []berth
+	// Cells that are not searched yet, as a heap; those that are, and their nodes.
+	queue, tierCells []int32
+	tier, own        bitset
+	tierSize         int
+	// By spread.
+	tallies []tallySpread
+	hidden  []string
 }
 
 func (s *run) prepare() {
@@ -32,11 +48,12 @@ func (s *run) prepare() {
 	}
 	s.ready = true
 	p := s.d.p
-	shape := s.w.want.shape
-	p.prepareShape(shape)
+	s.layout, s.scratch = s.w.want.layout, s.d.scratch
+	p.prepareShape(s.w.want.shape)
+	p.prepareLayout(s.layout)
 	p.stamp++
 	s.d.runStamp = p.stamp
-	s.crowd = s.d.crowd[:0]
+	s.crowd = s.crowd[:0]
 	for _, r := range s.w.replicas {
 		if n := r.assignment.node; n != nil {
 			s.holds(n)
@@ -45,14 +62,7 @@ func (s *run) prepare() {
 			s.holds(r.next.node)
 		}
 	}
-	s.masked = s.d.masked.sized(len(p.index.slots))
-	s.d.masked = s.masked
-	s.mask()
-	how := "emptiest"
-	if s.w.want.policy == pb.PlacementPolicy_BIN_PACK {
-		how = "fullest with room"
-	}
-	s.reason = fmt.Sprintf("%s of %d that match", how, shape.filter.matching)
+	s.start()
 }
 
 // holds counts one more replica of the workload on n.
@@ -64,89 +74,85 @@ func (s *run) holds(n *node) {
 	n.runCount++
 }
 
-func (s *run) mask() {
-	copy(s.masked, s.w.want.shape.full)
-	for _, n := range s.crowd {
-		if n.mod != 0 && n.runCount > s.depth {
-			s.masked.set(n.slot)
-		}
-	}
-}
-
-// deepen admits the nodes that hold the next higher number of replicas.
-func (s *run) deepen() bool {
-	full := s.w.want.shape.full
-	next := 0
-	for _, n := range s.crowd {
-		if n.mod != 0 && n.runCount > s.depth && !full.has(n.slot) && (next == 0 || n.runCount < next) {
-			next = n.runCount
-		}
-	}
-	if next == 0 {
-		return false
-	}
-	s.depth = next
-	s.mask()
-	return true
-}
-
 // spot is where a replica can go.
 type spot struct {
 	node  *node
 	ports []*pb.Port
 }
 
-// choose finds the best node for a replica: one that holds fewest replicas of
-// the workload, then the emptiest or the fullest. The nodes in avoid are left
-// out; unless strict, they are taken where nothing else fits.
+// choose finds the best node for a replica. The nodes in avoid are left out;
+// unless strict, they are taken where nothing else fits.
 func (s *run) choose(number int32, seed uint64, avoid []string, strict bool) (spot, bool) {
 	s.prepare()
-	if s.exhausted {
-		return spot{}, false
+	// What is to be moved does not stand in its own way.
+	if r := s.w.find(number); r != nil && r.assignment.mod != 0 && !s.indifferent() {
+		n := r.assignment.node
+		n.runCount--
+		s.start()
+		defer func() {
+			n.runCount++
+			s.start()
+		}()
 	}
 	if len(avoid) > 0 {
-		depth := s.depth
-		s.hide(avoid)
-		found, ok := s.search(number, seed, avoid)
-		s.depth = depth
-		s.mask()
+		s.hidden = avoid
+		s.hide()
+		found, ok := s.search(number, seed)
+		s.hidden = nil
+		s.start()
 		if ok || strict {
 			return found, ok
 		}
 	}
-	found, ok := s.search(number, seed, nil)
-	s.exhausted = !ok
-	return found, ok
+	return s.search(number, seed)
 }
 
-func (s *run) hide(ids []string) {
-	for _, id := range ids {
+// indifferent reports whether it matters nothing on how many nodes, and which,
+// replicas of the workload are.
+func (s *run) indifferent() bool { return s.layout.plain() && s.w.want.maxPerNode == 0 }
+
+func (s *run) hide() {
+	for _, id := range s.hidden {
 		if n := s.d.p.nodes[id]; n != nil && n.mod != 0 {
 			s.masked.set(n.slot)
 		}
 	}
 }
 
-func (s *run) search(number int32, seed uint64, hidden []string) (spot, bool) {
+func (s *run) search(number int32, seed uint64) (spot, bool) {
 	p := s.d.p
 	if len(p.index.slots) == 0 {
 		return spot{}, false
 	}
-	wishes := s.w.want.shape.ports
-	for {
-		n := s.scan(int(mix(s.w.hash^uint64(number)) % uint64(len(p.index.slots))))
+	start := int(mix(s.w.hash^uint64(number)) % uint64(len(p.index.slots)))
+	for s.fill() {
+		n := s.scan(start)
 		if n == nil {
-			if !s.deepen() {
-				return spot{}, false
-			}
-			s.hide(hidden)
+			s.exhaust()
+			s.hide()
 			continue
 		}
-		if ports, ok := choosePorts(n, wishes, nil, nil, n.hash^seed); ok {
+		if ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed); ok {
+			s.reason = s.because(s.cellOf(n))
 			return spot{n, ports}, true
 		}
 		s.reject(n)
 	}
+	return spot{}, false
+}
+
+// because says in a few words why a replica goes to a cell. There are no more
+// such texts than cells, for each is kept.
+func (s *run) because(c int32) string {
+	b := &s.berths[c]
+	if b.reason == "" {
+		how := "emptiest"
+		if s.w.want.policy == pb.PlacementPolicy_BIN_PACK {
+			how = "fullest with room"
+		}
+		b.reason = fmt.Sprintf("%s of %d that match%s", how, s.layout.filter.matching, s.layout.cells[c].praise)
+	}
+	return b.reason
 }
 
 func (s *run) reject(n *node) {
@@ -158,15 +164,25 @@ func (s *run) reject(n *node) {
 func (s *run) placed(n *node) {
 	s.prepare()
 	s.holds(n)
-	if n.runCount > s.depth {
-		s.masked.set(n.slot)
+	if c := s.cellOf(n); c >= 0 {
+		b := &s.berths[c]
+		if n.runCount == 1 {
+			b.crowd = append(b.crowd, n)
+		}
+		if n.runCount > b.depth {
+			s.masked.set(n.slot)
+		}
 	}
+	s.recount(n)
 }
 
-// scan is the best node that is not masked, or nil.
+// scan is the best node of the tier that is not masked, or nil.
 func (s *run) scan(start int) *node {
 	x, needs := &s.d.p.index, &s.w.want.shape.needs
 	up := s.w.want.policy != pb.PlacementPolicy_BIN_PACK
+	if s.tierSize <= probes {
+		return s.scanFew(up)
+	}
 	from, step := 0, 1
 	if !up {
 		from, step = levels-1, -1
@@ -182,6 +198,31 @@ func (s *run) scan(start int) *node {
 	return nil
 }
 
+// scanFew compares all nodes of a tier that has no more than a search of a level
+// compares.
+func (s *run) scanFew(emptiest bool) *node {
+	shape := s.w.want.shape
+	var best *node
+	var bestShare int64
+	for _, c := range s.tierCells {
+		for _, slot := range s.layout.cells[c].slots {
+			n := s.d.p.index.slots[slot]
+			if s.masked.has(n.slot) || !n.indexed {
+				continue
+			}
+			if !fits(n, shape) {
+				s.reject(n)
+				continue
+			}
+			share := n.share(&shape.needs, fine)
+			if best == nil || better(n, share, best, bestShare, emptiest) {
+				best, bestShare = n, share
+			}
+		}
+	}
+	return best
+}
+
 // scanLevel compares the first few nodes of a level that fit, beginning at slot
 // start and going round.
 func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
@@ -193,7 +234,7 @@ func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
 	words := len(l.members)
 	i := start >> 6
 	for k := 0; k <= words; k++ {
-		w := l.members[i] & shape.filter.eligible[i] &^ s.masked[i]
+		w := l.members[i] & s.tier[i] &^ s.masked[i]
 		switch k {
 		case 0:
 			w &= ^uint64(0) << (start & 63)
@@ -225,6 +266,8 @@ func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
 	return best
 }
 
+// better reports whether a is to be preferred to b. Where they are alike it is
+// the one in the lower slot, in which order the nodes of cells come.
 func better(a *node, shareA int64, b *node, shareB int64, emptiest bool) bool {
 	if !emptiest {
 		a, shareA, b, shareB = b, shareB, a, shareA

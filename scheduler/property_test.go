@@ -157,6 +157,9 @@ func (m *machine) changeAWorkload() {
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
 	}
+	if spec.Kind != pb.WorkloadKind_GLOBAL {
+		anyPreference(m.t, spec.Placement)
+	}
 	container := &pb.ContainerSpec{Image: rapid.SampledFrom([]string{"v1", "v2"}).Draw(m.t, "image")}
 	switch rapid.IntRange(0, 3).Draw(m.t, "ports") {
 	case 1:
@@ -166,6 +169,24 @@ func (m *machine) changeAWorkload() {
 	}
 	spec.Spec = &pb.WorkloadSpec_Container{Container: container}
 	m.submit(spec, fmt.Sprint(container.Image, spec.Resources.Cpu, spec.Resources.Memory, len(container.Ports)))
+}
+
+// anyPreference has a placement look at where replicas are, now and then.
+func anyPreference(t *rapid.T, placement *pb.Placement) {
+	if rapid.IntRange(0, 3).Draw(t, "bounded") == 0 {
+		placement.MaxPerNode = rapid.Int32Range(1, 2).Draw(t, "maxPerNode")
+	}
+	if rapid.IntRange(0, 3).Draw(t, "affine") == 0 {
+		placement.Affinities = []*pb.Affinity{{Label: "zone", Values: []string{"us"}, Weight: proto.Int32(rapid.SampledFrom([]int32{-50, 10, 100}).Draw(t, "weight"))}}
+	}
+	switch rapid.IntRange(0, 5).Draw(t, "spread") {
+	case 0:
+		placement.Spread = []*pb.Spread{{Label: "zone"}}
+	case 1:
+		placement.Spread = []*pb.Spread{{Label: "zone", MaxSkew: rapid.Int32Range(1, 2).Draw(t, "skew")}}
+	case 2:
+		placement.Spread = []*pb.Spread{{Label: "zone", Targets: []*pb.SpreadTarget{{Value: "eu", Percent: 70}}}, {Label: "nothing", Weight: 1}}
+	}
 }
 
 func (m *machine) failSomething() {
@@ -235,11 +256,13 @@ func (m *machine) commit(n int) {
 		step := m.proposed[0]
 		m.proposed = m.proposed[1:]
 		before := m.revision
+		was := m.placesBefore(step.Txn)
 		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
 			m.picture.Rollback(step)
 			continue
 		}
 		m.check()
+		m.checkPlaces(was)
 		m.checkPlacements(step.Txn)
 		m.checkExclusive()
 		m.picture.Confirm(step, before+1)
@@ -348,9 +371,9 @@ func (m *machine) checkRest() {
 		if w.Spec.DesiredState == pb.DesiredState_DESIRED_STOPPED {
 			want = []pb.State{pb.State_STOPPED}
 		}
-		// A port on every node, or none left to take it: as many as there are nodes.
-		ports := w.Spec.GetContainer().Ports
-		short := len(ports) > 0
+		// A port on every node, or none left to take it: as many as there are nodes;
+		// and so with a bound for each node.
+		short := len(w.Spec.GetContainer().Ports) > 0 || w.Spec.Placement.MaxPerNode > 0
 		if !slices.Contains(want, st.State) && !(short && st.State == pb.State_PENDING) &&
 			!(short && st.State == pb.State_UPDATING && st.Reason.GetCode() == pb.ReasonCode_NO_PLACEMENT) {
 			m.t.Fatalf("%s is %v at rest; %v", id, st, w)
@@ -424,7 +447,8 @@ func dump(p *Picture) string {
 		if w.want != nil {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
-			want.shape = nil
+			fmt.Fprintf(&out, "  layout %q used %d\n", want.layout.key, want.layout.uses)
+			want.shape, want.layout = nil, nil
 			fmt.Fprintf(&out, "  wants %+v\n", want)
 		}
 		for _, r := range w.replicas {
@@ -444,6 +468,6 @@ func dump(p *Picture) string {
 			out.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes\n", len(p.classes), len(p.filters), len(p.shapes))
+	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes, %d layouts\n", len(p.classes), len(p.filters), len(p.shapes), len(p.layouts))
 	return out.String()
 }

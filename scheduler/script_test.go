@@ -231,11 +231,39 @@ func (s *script) submitSpec(args []string) {
 			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
 		case "where":
 			spec.Placement.Constraints = append(spec.Placement.Constraints, parseConstraint(v))
+		case "max":
+			spec.Placement.MaxPerNode = int32(s.number(v))
+		case "spread":
+			spec.Placement.Spread = append(spec.Placement.Spread, s.parseSpread(v))
+		case "prefer":
+			weight, condition, _ := strings.Cut(v, ":")
+			c := parseConstraint(condition)
+			spec.Placement.Affinities = append(spec.Placement.Affinities, &pb.Affinity{
+				Label: c.Label, Operator: c.Operator, Values: c.Values, Weight: proto.Int32(int32(s.number(weight))),
+			})
 		default:
 			s.t.Fatalf("unknown field %q", k)
 		}
 	}
 	s.submit(proto.CloneOf(spec), container.Image+"/"+spec.Resources.Cpu)
+}
+
+// parseSpread reads "zone/weight=80/skew=1/eu=70/us=30".
+func (s *script) parseSpread(text string) *pb.Spread {
+	parts := strings.Split(text, "/")
+	out := &pb.Spread{Label: parts[0]}
+	for _, part := range parts[1:] {
+		k, v, _ := strings.Cut(part, "=")
+		switch n := int32(s.number(v)); k {
+		case "weight":
+			out.Weight = n
+		case "skew":
+			out.MaxSkew = n
+		default:
+			out.Targets = append(out.Targets, &pb.SpreadTarget{Value: k, Percent: n})
+		}
+	}
+	return out
 }
 
 func parseConstraint(text string) *pb.Constraint {

@@ -58,6 +58,9 @@ type want struct {
 	parallel  int
 	policy    pb.PlacementPolicy
 	shape     *shape
+	layout    *layout
+	// Of this workload's replicas; 0: no bound.
+	maxPerNode int32
 	// Why nothing can be decided about it: admission lets no such spec pass.
 	invalid string
 }
@@ -104,13 +107,14 @@ func (p *Picture) forgetWorkload(w *workload) {
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
 	w := p.workloadNamed(id)
-	if w.want != nil {
-		p.dropShape(w.want.shape)
-		w.want = nil
-	}
-	w.mod, w.created = mod, created
+	old := w.want
+	w.mod, w.created, w.want = mod, created, nil
 	if rec != nil {
 		w.want = p.wantOf(rec)
+	}
+	if old != nil {
+		p.dropLayout(old.layout)
+		p.dropShape(old.shape)
 	}
 	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
 		p.globals.add(w)
@@ -166,6 +170,8 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 		out.invalid = err.Error()
 	}
 	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
+	out.layout = p.layoutOf(out.shape.filter, s.GetPlacement())
+	out.maxPerNode = s.GetPlacement().GetMaxPerNode()
 	return out
 }
 

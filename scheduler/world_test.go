@@ -181,10 +181,13 @@ func (w *world) settle(each func(*Plan)) *Plan {
 			return plan
 		}
 		for i := range plan.Steps {
+			was := w.placesBefore(plan.Steps[i].Txn)
 			if !w.apply(plan.Steps[i].Txn) {
 				w.t.Fatalf("step refused though nothing came between: %v", plan.Steps[i].Txn)
 			}
 			w.check()
+			w.checkPlaces(was)
+			w.checkSkew(was)
 		}
 		if each != nil {
 			each(plan)

@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -21,6 +22,7 @@ const (
 	DefaultPriority     = 50
 	defaultGraceSeconds = 10
 	defaultMaxParallel  = 1
+	defaultWeight       = 50
 )
 
 // Normalize is a copy with the defaults written out, the type that follows from
@@ -45,6 +47,14 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	}
 	if s.Restart.Condition == pb.RestartPolicy_DEFAULT {
 		s.Restart.Condition = restartDefault(s.Kind)
+	}
+	for _, a := range s.Placement.GetAffinities() {
+		if a.Weight == nil {
+			a.Weight = proto.Int32(defaultWeight)
+		}
+	}
+	for _, sp := range s.Placement.GetSpread() {
+		sp.Weight = cmp.Or(sp.Weight, defaultWeight)
 	}
 	if s.Priority == nil {
 		s.Priority = proto.Int32(DefaultPriority)

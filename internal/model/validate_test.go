@@ -34,6 +34,8 @@ func TestValidateAccepts(t *testing.T) {
 		"{id: web, container: {image: nginx, stop_signal: '9', stop_grace_seconds: 0, hostname: h1}}",
 		"{id: web, resources: {cpu: 1m, memory: 6Mi, disk: 1}, container: {image: nginx}}",
 		"{id: web, placement: {constraints: [{label: cores, operator: '>', values: [2.5]}, {label: zone, values: [a, b]}, {label: gpu, operator: exists}]}, process: {command: a}}",
+		"{id: web, placement: {max_per_node: 1, affinities: [{label: a, operator: exists}, {label: a, values: [b], weight: -100}]}, process: {command: a}}",
+		"{id: web, placement: {spread: [{label: zone, targets: [{value: a, percent: 70}, {value: b, percent: 30}]}, {label: rack, weight: 1, max_skew: 1}]}, process: {command: a}}",
 	} {
 		spec := decodeOne(t, in)
 		if err := Validate(spec); err != nil {
@@ -77,6 +79,18 @@ func TestValidateRefuses(t *testing.T) {
 		{"{id: web, placement: {constraints: [{label: a, operator: '<', values: [x]}]}" + run, `placement.constraints[0].values[0]: "x" is not a number`},
 		{"{id: web, placement: {constraints: [{label: a, operator: '<', values: [NaN]}]}" + run, `"NaN" is not a number`},
 		{"{id: web, placement: {nodes: [a, a]}" + run, `placement.nodes[1]: "a" is listed twice`},
+		{"{id: web, placement: {max_per_node: -1}" + run, "placement.max_per_node: -1 is out of range; allowed: 0 to 10000"},
+		{"{id: web, kind: global, placement: {spread: [{label: a}]}" + run, "placement.spread: not with kind global, which runs one replica on each matching node"},
+		{"{id: web, placement: {affinities: [{label: a}]}" + run, "placement.affinities[0].values: missing"},
+		{"{id: web, placement: {affinities: [{label: a, operator: exists, weight: 0}]}" + run, "placement.affinities[0].weight: 0 is out of range; allowed: 1 to 100, or -1 to -100"},
+		{"{id: web, placement: {affinities: [{label: a, operator: exists, weight: 101}]}" + run, "placement.affinities[0].weight: 101 is out of range"},
+		{"{id: web, placement: {spread: [{}]}" + run, "placement.spread[0].label: missing"},
+		{"{id: web, placement: {spread: [{label: a}, {label: a}]}" + run, `placement.spread[1].label: "a" is listed twice`},
+		{"{id: web, placement: {spread: [{label: a, weight: 200}]}" + run, "placement.spread[0].weight: 200 is out of range; allowed: 1 to 100, 0 for the default of 50"},
+		{"{id: web, placement: {spread: [{label: a, max_skew: -1}]}" + run, "placement.spread[0].max_skew: -1 is out of range"},
+		{"{id: web, placement: {spread: [{label: a, max_skew: 1, targets: [{value: b, percent: 10}]}]}" + run, "placement.spread[0].max_skew: contradicts targets"},
+		{"{id: web, placement: {spread: [{label: a, targets: [{value: b, percent: 40}, {value: b, percent: 40}]}]}" + run, `placement.spread[0].targets[1].value: "b" is listed twice`},
+		{"{id: web, placement: {spread: [{label: a, targets: [{value: b, percent: 60}, {value: c, percent: 60}]}]}" + run, "placement.spread[0].targets: add up to 120 percent; allowed: at most 100"},
 		{"{id: web, placement: {nodes: [A]}" + run, `placement.nodes[0]: "A" is not allowed`},
 		{"{id: web, update: {max_parallel: -1}" + run, "update.max_parallel: -1 is negative"},
 		{"{id: web, kind: job, restart: {condition: always}" + run, "restart.condition: always contradicts kind job, which runs to completion; allowed: on_failure, never"},

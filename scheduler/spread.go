@@ -1,0 +1,653 @@
+package scheduler
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+
+	pb "github.com/persys-dev/persys/proto/persys/v1"
+)
+
+const (
+	// Weights are counted in so many parts, so that shares of them can be compared.
+	weightScale   = 1_000_000
+	defaultWeight = 50
+)
+
+// layout is what workloads prefer among the nodes that their filter lets pass.
+// The nodes are divided into cells by the values of only those labels that the
+// preferences look at, so that the score of all nodes of a cell is one and the
+// number of cells does not grow with the number of nodes.
+type layout struct {
+	key        string
+	uses       int
+	filter     *filter
+	affinities []affinity
+	spreads    []spread
+
+	// For which slots and attributes of nodes the rest was computed.
+	epoch, attributes uint64
+	cells             []cell
+	// The cell of each slot, -1 where the filter lets it not pass; nil where there
+	// is one cell only.
+	of []int32
+}
+
+type affinity struct {
+	constraint
+	weight int64
+	// No node that matches has it.
+	idle bool
+}
+
+// spread distributes replicas over the values of a label.
+type spread struct {
+	label   string
+	weight  int64
+	skew    int32
+	targets []*pb.SpreadTarget
+
+	// The values that nodes have, and the cells of each.
+	values map[string]int32
+	cells  [][]int32
+}
+
+// cell is the nodes that are equally good.
+type cell struct {
+	// Nil where there is only one cell, which is all that the filter lets pass.
+	slots []int32
+	nodes bitset
+	// What does not depend on where replicas are.
+	score int64
+	// The value for each spread; -1 where the label is missing.
+	values []int32
+	// What speaks for it, in the words of an explanation.
+	praise string
+}
+
+// layoutOf finds or makes the layout for what a placement prefers. The caller
+// owns one use of it.
+func (p *Picture) layoutOf(f *filter, placement *pb.Placement) *layout {
+	l := &layout{filter: f, uses: 1}
+	key := append([]byte(f.key), 0, 0, 0)
+	for _, a := range placement.GetAffinities() {
+		weight := int64(defaultWeight)
+		if a.Weight != nil {
+			weight = int64(*a.Weight)
+		}
+		c := &pb.Constraint{Label: a.Label, Operator: a.Operator, Values: a.Values}
+		l.affinities = append(l.affinities, affinity{constraint: compile(c), weight: weight})
+		key = appendConstraint(strconv.AppendInt(key, weight, 10), c)
+	}
+	for _, s := range placement.GetSpread() {
+		weight := int64(cmp.Or(s.Weight, defaultWeight))
+		l.spreads = append(l.spreads, spread{label: s.Label, weight: weight, skew: s.MaxSkew, targets: s.Targets})
+		key = strconv.AppendQuote(append(key, 0, 1), s.Label)
+		key = strconv.AppendInt(strconv.AppendInt(key, weight, 10), int64(-s.MaxSkew), 10)
+		for _, t := range s.Targets {
+			key = strconv.AppendInt(strconv.AppendQuote(key, t.Value), int64(t.Percent), 10)
+		}
+	}
+	if known := p.layouts[string(key)]; known != nil {
+		known.uses++
+		return known
+	}
+	l.key = string(key)
+	p.layouts[l.key] = l
+	return l
+}
+
+func (p *Picture) dropLayout(l *layout) {
+	if l.uses--; l.uses == 0 {
+		delete(p.layouts, l.key)
+	}
+}
+
+// plain reports whether all nodes that match are equally good.
+func (l *layout) plain() bool { return len(l.affinities)+len(l.spreads) == 0 }
+
+// prepareLayout brings the cells up to date with the nodes.
+func (p *Picture) prepareLayout(l *layout) {
+	p.prepare(l.filter)
+	if l.epoch == p.index.epoch && l.attributes == p.attributes {
+		return
+	}
+	l.epoch, l.attributes = p.index.epoch, p.attributes
+	for i := range l.affinities {
+		l.affinities[i].idle = true
+	}
+	for i := range l.spreads {
+		l.spreads[i].values, l.spreads[i].cells = map[string]int32{}, nil
+	}
+	l.cells, l.of = l.cells[:0], nil
+	if l.plain() {
+		l.cells = append(l.cells, cell{})
+		return
+	}
+	l.of = make([]int32, len(p.index.slots))
+	known := map[string]int32{}
+	p.stamp++
+	for slot, n := range p.index.slots {
+		l.of[slot] = -1
+		if !l.filter.eligible.has(slot) {
+			continue
+		}
+		c := n.class
+		if c.stamp != p.stamp {
+			c.stamp, c.cell = p.stamp, l.cellOf(c, known)
+		}
+		l.of[slot] = c.cell
+		l.cells[c.cell].slots = append(l.cells[c.cell].slots, int32(slot))
+	}
+	words := len(l.filter.eligible)
+	for i := range l.cells {
+		if c := &l.cells[i]; len(c.slots) > words {
+			c.nodes = make(bitset, words)
+			for _, slot := range c.slots {
+				c.nodes.set(int(slot))
+			}
+		}
+	}
+}
+
+// cellOf finds or makes the cell for the nodes of a class.
+func (l *layout) cellOf(c *class, known map[string]int32) int32 {
+	out := cell{values: make([]int32, len(l.spreads))}
+	var key, praise []byte
+	for i := range l.affinities {
+		a := &l.affinities[i]
+		if !a.holds(c.labels) {
+			key = append(key, '-')
+			continue
+		}
+		key = append(key, '+')
+		a.idle = false
+		out.score += a.weight * weightScale
+		if a.weight > 0 {
+			praise = append(append(praise, "; prefers "...), a.text...)
+		} else {
+			praise = append(append(praise, "; despite "...), a.text...)
+		}
+	}
+	for i := range l.spreads {
+		s := &l.spreads[i]
+		value, there := c.labels[s.label]
+		if !there {
+			out.values[i] = -1
+			key = append(key, '!')
+			continue
+		}
+		v, ok := s.values[value]
+		if !ok {
+			v = int32(len(s.cells))
+			s.values[value], s.cells = v, append(s.cells, nil)
+		}
+		out.values[i] = v
+		key = strconv.AppendInt(append(key, '='), int64(v), 10)
+	}
+	at, ok := known[string(key)]
+	if ok {
+		return at
+	}
+	at = int32(len(l.cells))
+	known[string(key)] = at
+	labels := make([]string, 0, len(l.spreads))
+	for i, v := range out.values {
+		if v >= 0 {
+			l.spreads[i].cells[v] = append(l.spreads[i].cells[v], at)
+			labels = append(labels, l.spreads[i].label)
+		}
+	}
+	if len(labels) > 0 {
+		out.praise = "; spread over " + strings.Join(labels, ", ")
+	}
+	out.praise += string(praise)
+	l.cells = append(l.cells, out)
+	return at
+}
+
+// tallySpread is where replicas of a workload are, by the values of a label.
+type tallySpread struct {
+	// By value: replicas there; a hundredth of how many it should have; whether
+	// there is a node that takes new work.
+	counts []int32
+	shares []int64
+	live   []bool
+	// The smallest count of a live value, and how many have it.
+	least   int32
+	atLeast int
+}
+
+func (t *tallySpread) reset(s *spread, replicas int32) {
+	n := len(s.cells)
+	t.counts = append(t.counts[:0], make([]int32, n)...)
+	t.live = append(t.live[:0], make([]bool, n)...)
+	t.shares = t.shares[:0]
+	// Less than one replica for each value is no share to fall short of.
+	even := max(100, int64(replicas)*100/int64(max(n, 1)))
+	if len(s.targets) > 0 {
+		others, rest := n, int64(100)
+		for _, target := range s.targets {
+			rest -= int64(target.Percent)
+			if _, there := s.values[target.Value]; there {
+				others--
+			}
+		}
+		even = rest * int64(replicas) / int64(max(others, 1))
+	}
+	for range n {
+		t.shares = append(t.shares, even)
+	}
+	for _, target := range s.targets {
+		if v, there := s.values[target.Value]; there {
+			t.shares[v] = int64(target.Percent) * int64(replicas)
+		}
+	}
+}
+
+// findLeast is for a label with a bound on the skew.
+func (t *tallySpread) findLeast() {
+	t.least, t.atLeast = 0, 0
+	for v, n := range t.counts {
+		switch {
+		case !t.live[v]:
+		case t.atLeast == 0 || n < t.least:
+			t.least, t.atLeast = n, 1
+		case n == t.least:
+			t.atLeast++
+		}
+	}
+}
+
+// score is how good one more replica is for a value: its whole weight where the
+// value has nothing of its share, nothing where it has it.
+func (t *tallySpread) score(s *spread, v int32) int64 {
+	weight := s.weight * weightScale
+	if v < 0 {
+		return -weight
+	}
+	// To be compared is the middle of the next replica, so that shares are
+	// rounded to the nearest.
+	middle := int64(2*t.counts[v] + 1)
+	if t.shares[v] == 0 {
+		return -weight * middle
+	}
+	return weight - weight*50*middle/t.shares[v]
+}
+
+// skewed reports whether one more replica for the value is more than the bound
+// on the skew allows.
+func (t *tallySpread) skewed(s *spread, v int32) bool {
+	return s.skew > 0 && (v < 0 || t.counts[v]+1-t.least > s.skew)
+}
+
+// valueOf is the value of a node that may lie in no cell.
+func (s *spread) valueOf(n *node) int32 {
+	if n.class == nil {
+		return -1
+	}
+	value, there := n.class.labels[s.label]
+	if v, known := s.values[value]; there && known {
+		return v
+	}
+	return -1
+}
+
+// berth is how a cell stands in a run.
+type berth struct {
+	score int64
+	// Nodes that hold more of the workload's replicas than depth are masked.
+	depth int
+	crowd []*node
+	state berthState
+	// Where it is in the queue or in the tier.
+	at int32
+	// Why a replica goes there.
+	reason string
+}
+
+type berthState uint8
+
+const (
+	// No node of it is left.
+	berthSpent berthState = iota
+	// A hard condition keeps replicas away for now.
+	berthBarred
+	berthQueued
+	// It is one of the best, which are searched together.
+	berthTier
+)
+
+// ahead reports whether cell a is to be searched before cell b: by score, then
+// by how many replicas its nodes hold.
+func (s *run) ahead(a, b int32) int {
+	x, y := &s.berths[a], &s.berths[b]
+	if c := cmp.Compare(y.score, x.score); c != 0 {
+		return c
+	}
+	return cmp.Compare(x.depth, y.depth)
+}
+
+// start makes all that depends on where replicas are: counts, berths, masks and
+// the first tier.
+func (s *run) start() {
+	p, l := s.d.p, s.layout
+	s.masked = s.masked.sized(len(p.index.slots))
+	copy(s.masked, s.w.want.shape.full)
+	if cap(s.berths) < len(l.cells) {
+		s.berths = make([]berth, len(l.cells))
+	}
+	s.berths = s.berths[:len(l.cells)]
+	for i := range s.berths {
+		b := &s.berths[i]
+		*b = berth{crowd: b.crowd[:0]}
+	}
+	s.count()
+	for _, n := range s.crowd {
+		if n.mod == 0 || n.runCount == 0 {
+			continue
+		}
+		if c := s.cellOf(n); c >= 0 {
+			s.berths[c].crowd = append(s.berths[c].crowd, n)
+		}
+		s.masked.set(n.slot)
+	}
+	s.queue, s.tierCells, s.tierSize = s.queue[:0], s.tierCells[:0], 0
+	if l.of != nil {
+		s.own = s.own.sized(len(p.index.slots))
+	}
+	best, alike := int32(-1), 0
+	for i := range s.berths {
+		c := int32(i)
+		s.berths[i].score, s.berths[i].state = s.score(c)
+		if s.berths[i].state == berthBarred {
+			continue
+		}
+		switch {
+		case best < 0 || s.ahead(c, best) < 0:
+			best, alike = c, 1
+		case s.ahead(c, best) == 0:
+			alike++
+		}
+	}
+	if alike == len(l.cells) && l.of != nil {
+		s.enterAll()
+		return
+	}
+	for i := range s.berths {
+		switch c := int32(i); {
+		case s.berths[i].state != berthQueued:
+		case s.ahead(c, best) == 0:
+			s.enter(c)
+		default:
+			s.push(c)
+		}
+	}
+}
+
+// count takes stock of the values where replicas are.
+func (s *run) count() {
+	l := s.layout
+	for len(s.tallies) < len(l.spreads) {
+		s.tallies = append(s.tallies, tallySpread{})
+	}
+	for i := range l.spreads {
+		sp, t := &l.spreads[i], &s.tallies[i]
+		t.reset(sp, s.w.want.replicas)
+		for _, n := range s.crowd {
+			if v := sp.valueOf(n); v >= 0 {
+				t.counts[v] += int32(n.runCount)
+			}
+		}
+		if sp.skew == 0 {
+			continue
+		}
+		for v, cells := range sp.cells {
+			t.live[v] = slices.ContainsFunc(cells, func(c int32) bool {
+				return slices.ContainsFunc(l.cells[c].slots, func(slot int32) bool { return s.d.p.index.slots[slot].open() })
+			})
+		}
+		t.findLeast()
+	}
+}
+
+// cellOf is the cell that a node lies in, or -1.
+func (s *run) cellOf(n *node) int32 {
+	if s.layout.of == nil {
+		return 0
+	}
+	return s.layout.of[n.slot]
+}
+
+// score is how good the nodes of a cell are, as things stand.
+func (s *run) score(c int32) (int64, berthState) {
+	from := &s.layout.cells[c]
+	total := from.score
+	for i := range s.layout.spreads {
+		sp, t := &s.layout.spreads[i], &s.tallies[i]
+		if t.skewed(sp, from.values[i]) {
+			return 0, berthBarred
+		}
+		total += t.score(sp, from.values[i])
+	}
+	return total, berthQueued
+}
+
+// recount takes one more replica on n into the scores.
+func (s *run) recount(n *node) {
+	for i := range s.layout.spreads {
+		sp, t := &s.layout.spreads[i], &s.tallies[i]
+		v := sp.valueOf(n)
+		if v < 0 {
+			continue
+		}
+		t.counts[v]++
+		if sp.skew > 0 && t.live[v] && t.counts[v] == t.least+1 {
+			if t.atLeast--; t.atLeast == 0 {
+				t.findLeast()
+				for c := range s.berths {
+					s.rescore(int32(c))
+				}
+				continue
+			}
+		}
+		for _, c := range sp.cells[v] {
+			s.rescore(c)
+		}
+	}
+}
+
+// rescore moves a cell to where its score says.
+func (s *run) rescore(c int32) {
+	b := &s.berths[c]
+	if b.state == berthSpent {
+		return
+	}
+	score, state := s.score(c)
+	switch {
+	case state == berthBarred && b.state == berthBarred:
+	case state == berthBarred:
+		s.withdraw(c)
+		b.state = berthBarred
+	case b.state == berthBarred:
+		b.score = score
+		s.push(c)
+	case score != b.score:
+		s.withdraw(c)
+		b.score = score
+		s.push(c)
+	}
+}
+
+// withdraw takes a cell out of the queue or the tier.
+func (s *run) withdraw(c int32) {
+	b := &s.berths[c]
+	switch b.state {
+	case berthQueued:
+		last := int32(len(s.queue) - 1)
+		at := b.at
+		s.swap(at, last)
+		s.queue = s.queue[:last]
+		if at < last {
+			s.sink(at)
+			s.rise(at)
+		}
+	case berthTier:
+		last := len(s.tierCells) - 1
+		moved := s.tierCells[last]
+		s.tierCells[b.at], s.berths[moved].at = moved, b.at
+		s.tierCells = s.tierCells[:last]
+		s.cover(c, false)
+	}
+	b.state = berthSpent
+}
+
+// enter makes a cell part of the tier.
+func (s *run) enter(c int32) {
+	b := &s.berths[c]
+	b.state, b.at = berthTier, int32(len(s.tierCells))
+	s.tierCells = append(s.tierCells, c)
+	s.cover(c, true)
+}
+
+// enterAll makes all cells the tier, which is what the filter lets pass.
+func (s *run) enterAll() {
+	for i := range s.berths {
+		s.berths[i].state, s.berths[i].at = berthTier, int32(i)
+		s.tierCells = append(s.tierCells, int32(i))
+	}
+	copy(s.own, s.layout.filter.eligible)
+	s.tier, s.tierSize = s.own, s.layout.filter.matching
+}
+
+// cover adds the nodes of a cell to the tier's, or takes them away. One cell
+// that is everything is not copied.
+func (s *run) cover(c int32, add bool) {
+	from := &s.layout.cells[c]
+	if from.slots == nil {
+		s.tier, s.tierSize = s.layout.filter.eligible, len(s.layout.filter.eligible)*64
+		return
+	}
+	s.tier = s.own
+	switch {
+	case add && from.nodes != nil:
+		for i, w := range from.nodes {
+			s.own[i] |= w
+		}
+	case add:
+		for _, slot := range from.slots {
+			s.own.set(int(slot))
+		}
+	case from.nodes != nil:
+		for i, w := range from.nodes {
+			s.own[i] &^= w
+		}
+	default:
+		for _, slot := range from.slots {
+			s.own.clear(int(slot))
+		}
+	}
+	if add {
+		s.tierSize += len(from.slots)
+	} else {
+		s.tierSize -= len(from.slots)
+	}
+}
+
+// fill makes the tier that of the best cells; false where no cell is left.
+func (s *run) fill() bool {
+	for len(s.queue) > 0 {
+		top := s.queue[0]
+		if len(s.tierCells) > 0 {
+			switch c := s.ahead(top, s.tierCells[0]); {
+			case c > 0:
+				return true
+			case c < 0:
+				for len(s.tierCells) > 0 {
+					worse := s.tierCells[0]
+					s.withdraw(worse)
+					s.push(worse)
+				}
+			}
+		}
+		s.withdraw(top)
+		s.enter(top)
+	}
+	return len(s.tierCells) > 0
+}
+
+// exhaust deals with a tier in which nothing was found: its cells admit nodes
+// that hold more replicas, or are spent.
+func (s *run) exhaust() {
+	for len(s.tierCells) > 0 {
+		c := s.tierCells[0]
+		s.withdraw(c)
+		if s.deepen(&s.berths[c]) {
+			s.push(c)
+		}
+	}
+}
+
+// deepen admits the nodes of a cell that hold the next higher number of
+// replicas.
+func (s *run) deepen(b *berth) bool {
+	full, most := s.w.want.shape.full, int(s.w.want.maxPerNode)
+	next := 0
+	for _, n := range b.crowd {
+		if n.runCount > b.depth && (most == 0 || n.runCount < most) && !full.has(n.slot) && (next == 0 || n.runCount < next) {
+			next = n.runCount
+		}
+	}
+	if next == 0 {
+		return false
+	}
+	b.depth = next
+	for _, n := range b.crowd {
+		if n.runCount <= next && !full.has(n.slot) {
+			s.masked.clear(n.slot)
+		}
+	}
+	return true
+}
+
+// The queue is a heap.
+
+func (s *run) push(c int32) {
+	s.berths[c].state, s.berths[c].at = berthQueued, int32(len(s.queue))
+	s.queue = append(s.queue, c)
+	s.rise(s.berths[c].at)
+}
+
+func (s *run) swap(i, j int32) {
+	s.queue[i], s.queue[j] = s.queue[j], s.queue[i]
+	s.berths[s.queue[i]].at, s.berths[s.queue[j]].at = i, j
+}
+
+func (s *run) rise(i int32) {
+	for i > 0 {
+		up := (i - 1) / 2
+		if s.ahead(s.queue[i], s.queue[up]) >= 0 {
+			return
+		}
+		s.swap(i, up)
+		i = up
+	}
+}
+
+func (s *run) sink(i int32) {
+	for {
+		down := 2*i + 1
+		if down >= int32(len(s.queue)) {
+			return
+		}
+		if down+1 < int32(len(s.queue)) && s.ahead(s.queue[down+1], s.queue[down]) < 0 {
+			down++
+		}
+		if s.ahead(s.queue[i], s.queue[down]) <= 0 {
+			return
+		}
+		s.swap(i, down)
+		i = down
+	}
+}
