@@ -26,6 +26,9 @@ type Config struct {
 	Version string
 	// Labels of the node; may be empty.
 	Labels map[string]string
+	// Pool and Taints of the node; may be empty.
+	Pool   string
+	Taints []*pb.Taint
 	// Address by which users reach ports of work here; may be empty.
 	Address string
 	// Capacity replaces what is detected where a field is not 0. May be nil.

@@ -149,11 +149,13 @@ func (n *node) give(a amounts, ports []portUse) {
 	}
 }
 
-// class is what nodes with equal labels and runtimes have in common: what
-// depends on these alone is decided once for all of them.
+// class is what nodes with equal labels, runtimes, taints and pool have in
+// common: what depends on these alone is decided once for all of them.
 type class struct {
 	key      string
 	labels   map[string]string
+	pool     string
+	taints   []*pb.Taint
 	runtimes uint32
 	nodes    int
 	// Its number among the classes of one computation of a filter.
@@ -191,12 +193,26 @@ func (p *Picture) classOf(rec *pb.Node) *class {
 		key.WriteByte('=')
 		key.WriteString(labels[name])
 	}
+	pool, taints := model.PoolOf(rec), model.TaintsOf(rec)
+	key.WriteString("\x00\x00" + pool)
+	for _, t := range taints {
+		key.WriteString("\x00" + model.FormatTaint(t))
+	}
 	c := p.classes[key.String()]
 	if c == nil {
-		c = &class{key: key.String(), labels: labels, runtimes: runtimes}
+		c = &class{key: key.String(), labels: labels, runtimes: runtimes, pool: pool, taints: taints}
 		p.classes[c.key] = c
+		p.unloved += c.unloved()
 	}
 	return c
+}
+
+// unloved is 1 where the class has a taint that makes it a last resort.
+func (c *class) unloved() int {
+	if slices.ContainsFunc(c.taints, func(t *pb.Taint) bool { return t.Effect == pb.TaintEffect_PREFER_NO_SCHEDULE }) {
+		return 1
+	}
+	return 0
 }
 
 func (p *Picture) nodeNamed(id string) *node {
@@ -225,6 +241,7 @@ func (p *Picture) putNode(id string, mod int64, rec *pb.Node) {
 	if n.class != nil {
 		if n.class.nodes--; n.class.nodes == 0 {
 			delete(p.classes, n.class.key)
+			p.unloved -= n.class.unloved()
 		}
 		n.class = nil
 	}

@@ -36,6 +36,8 @@ type Picture struct {
 	filters   map[string]*filter
 	shapes    map[string]*shape
 	layouts   map[string]*layout
+	// Classes with a taint that makes their nodes a last resort.
+	unloved int
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index

@@ -68,6 +68,22 @@ func (w *world) checkPlaces(was map[string]string) {
 	})
 }
 
+// checkAdmitted holds that a node's pool and taints admit what was placed there.
+func (w *world) checkAdmitted(n *pb.Node, placement *pb.Placement) {
+	if pools := placement.GetPools(); len(pools) == 0 && n.Pool == "gpu" {
+		w.t.Fatalf("placed on %s of pool %s without asking for it", n.Id, n.Pool)
+	}
+	for _, t := range n.UserTaints {
+		tolerated := t.Effect == pb.TaintEffect_PREFER_NO_SCHEDULE
+		for _, o := range placement.GetTolerations() {
+			tolerated = tolerated || o.Key == t.Key || o.Key == "" && o.GetEffect() == t.Effect
+		}
+		if !tolerated {
+			w.t.Fatalf("placed on %s in spite of %v", n.Id, t)
+		}
+	}
+}
+
 // checkSkew holds the same of the bounds on the skew; where steps that others
 // were decided on are refused, it may be off by as many replicas.
 func (w *world) checkSkew(was map[string]string) {
@@ -87,7 +103,7 @@ func (w *world) checkSkew(was map[string]string) {
 				labels := labelsOf(other)
 				wanted := placement.NodeLabels["zone"]
 				if _, there := labels[s.Label]; there && w.kvs[model.NodeLeaseKey(other.Id)] != nil && other.State == pb.NodeState_READY &&
-					!other.Unschedulable && other.Runtimes[0].Healthy && (wanted == "" || labels["zone"] == wanted) {
+					!other.Unschedulable && other.Pool != "gpu" && len(other.UserTaints) == 0 && other.Runtimes[0].Healthy && (wanted == "" || labels["zone"] == wanted) {
 					least = min(least, counts[labels[s.Label]])
 				}
 			}

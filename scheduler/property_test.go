@@ -70,7 +70,7 @@ func (m *machine) changeANode() {
 			map[string]string{"zone": rapid.SampledFrom([]string{"eu", "us"}).Draw(m.t, "zone")}, pb.WorkloadType_CONTAINER)
 		return
 	}
-	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell"}).Draw(m.t, "what") {
+	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool"}).Draw(m.t, "what") {
 	case "lose":
 		m.lose(id)
 	case "return":
@@ -100,6 +100,15 @@ func (m *machine) changeANode() {
 		})
 	case "unwell":
 		m.changeNode(id, func(n *pb.Node) { n.Runtimes[0].Healthy = !n.Runtimes[0].Healthy })
+	case "taint":
+		m.changeNode(id, func(n *pb.Node) {
+			n.UserTaints = nil
+			if rapid.Bool().Draw(m.t, "tainted") {
+				n.UserTaints = []*pb.Taint{{Key: "bad", Effect: pb.TaintEffect(rapid.IntRange(0, 2).Draw(m.t, "effect"))}}
+			}
+		})
+	case "pool":
+		m.changeNode(id, func(n *pb.Node) { n.Pool = rapid.SampledFrom([]string{"", "default", "gpu"}).Draw(m.t, "pool") })
 	case "grow":
 		m.changeNode(id, func(n *pb.Node) { n.Capacity.CpuMillis += 500 })
 	case "forget":
@@ -157,6 +166,13 @@ func (m *machine) changeAWorkload() {
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
 	}
+	switch rapid.IntRange(0, 3).Draw(m.t, "tolerates") {
+	case 0:
+		spec.Placement.Tolerations = []*pb.Toleration{{Key: "bad"}}
+	case 1:
+		spec.Placement.Tolerations = []*pb.Toleration{{Effect: pb.TaintEffect_NO_SCHEDULE.Enum()}, {Key: "other"}}
+	}
+	spec.Placement.Pools = rapid.SampledFrom([][]string{nil, nil, {"*"}, {"default", "gpu"}}).Draw(m.t, "pools")
 	if spec.Kind != pb.WorkloadKind_GLOBAL {
 		anyPreference(m.t, spec.Placement)
 	}
@@ -293,6 +309,7 @@ func (m *machine) checkPlacements(txn *pb.Txn) {
 		if n.State != pb.NodeState_READY || n.Unschedulable || n.Draining || !n.Runtimes[0].Healthy || wanted != "" && zone != wanted {
 			m.t.Fatalf("%s is assigned to %s, which may not take it: %v", put.Key, a.NodeId, n)
 		}
+		m.checkAdmitted(n, w.Spec.Placement)
 		if a.Generation > m.revision {
 			m.t.Fatalf("%s: generation %d at revision %d", put.Key, a.Generation, m.revision)
 		}
@@ -334,7 +351,7 @@ func (m *machine) converge() {
 			n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
 			n.Capacity = &pb.NodeCapacity{CpuMillis: 100_000, MemoryBytes: 100 << 30, DiskBytes: 100 << 30}
 			n.Runtimes[0].Healthy = true
-			n.UserLabels = map[string]string{"zone": "eu"}
+			n.UserLabels, n.UserTaints, n.Pool = map[string]string{"zone": "eu"}, nil, ""
 		})
 		m.comeBack(id)
 	}

@@ -118,6 +118,10 @@ func (s *script) command(f []string) {
 			k, v, _ := strings.Cut(args[1], "=")
 			n.UserLabels = map[string]string{k: v}
 		})
+	case "taint":
+		s.changeNode(args[0], func(n *pb.Node) { n.UserTaints = s.taints(args[1:]) })
+	case "pool":
+		s.changeNode(args[0], func(n *pb.Node) { n.Pool = args[1] })
 	case "unwell", "well":
 		s.changeNode(args[0], func(n *pb.Node) { n.Runtimes[0].Healthy = verb == "well" })
 	case "submit", "update":
@@ -231,6 +235,10 @@ func (s *script) submitSpec(args []string) {
 			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
 		case "where":
 			spec.Placement.Constraints = append(spec.Placement.Constraints, parseConstraint(v))
+		case "tolerate":
+			spec.Placement.Tolerations = append(spec.Placement.Tolerations, parseToleration(v))
+		case "pools":
+			spec.Placement.Pools = strings.Split(v, ",")
 		case "max":
 			spec.Placement.MaxPerNode = int32(s.number(v))
 		case "spread":
@@ -246,6 +254,30 @@ func (s *script) submitSpec(args []string) {
 		}
 	}
 	s.submit(proto.CloneOf(spec), container.Image+"/"+spec.Resources.Cpu)
+}
+
+func (s *script) taints(texts []string) []*pb.Taint {
+	var taints []*pb.Taint
+	for _, text := range texts {
+		t, err := model.ParseTaint(text)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		taints = append(taints, t)
+	}
+	return taints
+}
+
+// parseToleration reads a taint, or its beginning: "gpu", "gpu=yes".
+func parseToleration(text string) *pb.Toleration {
+	if t, err := model.ParseTaint(text); err == nil {
+		return &pb.Toleration{Key: t.Key, Value: &t.Value, Effect: &t.Effect}
+	}
+	key, value, given := strings.Cut(text, "=")
+	if !given {
+		return &pb.Toleration{Key: key}
+	}
+	return &pb.Toleration{Key: key, Value: &value}
 }
 
 // parseSpread reads "zone/weight=80/skew=1/eu=70/us=30".

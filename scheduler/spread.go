@@ -13,6 +13,8 @@ const (
 	// Weights are counted in so many parts, so that shares of them can be compared.
 	weightScale   = 1_000_000
 	defaultWeight = 50
+	// More than all preferences together can make up for.
+	taintPenalty = 1 << 54
 )
 
 // layout is what workloads prefer among the nodes that their filter lets pass.
@@ -121,7 +123,7 @@ func (p *Picture) prepareLayout(l *layout) {
 		l.spreads[i].values, l.spreads[i].cells = map[string]int32{}, nil
 	}
 	l.cells, l.of = l.cells[:0], nil
-	if l.plain() {
+	if l.plain() && p.unloved == 0 {
 		l.cells = append(l.cells, cell{})
 		return
 	}
@@ -168,6 +170,13 @@ func (l *layout) cellOf(c *class, known map[string]int32) int32 {
 			praise = append(append(praise, "; prefers "...), a.text...)
 		} else {
 			praise = append(append(praise, "; despite "...), a.text...)
+		}
+	}
+	for _, t := range c.taints {
+		if t.Effect == pb.TaintEffect_PREFER_NO_SCHEDULE && !l.filter.tolerates(t) {
+			key = append(key, '~')
+			out.score -= taintPenalty
+			praise = append(append(praise, "; despite taint "...), t.Key...)
 		}
 	}
 	for i := range l.spreads {

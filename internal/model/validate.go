@@ -74,9 +74,7 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	p, u, r := spec.Placement, spec.Update, spec.Resources
 	refuse("resources.devices", len(r.GetDevices()) > 0)
 	refuse("resources.storage", len(r.GetStorage()) > 0)
-	refuse("placement.pools", len(p.GetPools()) > 0)
 	refuse("placement.workload_affinities", len(p.GetWorkloadAffinities()) > 0)
-	refuse("placement.tolerations", len(p.GetTolerations()) > 0)
 	refuse("update.min_healthy", u.GetMinHealthy() != "")
 	refuse("update.max_surge", u.GetMaxSurge() != 0)
 	refuse("update.min_healthy_seconds", u != nil && u.MinHealthySeconds != nil)

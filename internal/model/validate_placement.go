@@ -33,6 +33,14 @@ func checkPlacement(errs *FieldErrors, spec *pb.WorkloadSpec) {
 		}
 	}
 	checkSpread(errs, p.GetSpread())
+	checkPools(errs, p.GetPools())
+	for i, t := range p.GetTolerations() {
+		at := fmt.Sprintf("placement.tolerations[%d]", i)
+		if t.Key != "" && !isLabelKey(t.Key) {
+			errs.add(at+".key", "%q is not allowed; allowed: %s, or nothing for all taints", clip(t.Key), labelKeyAllowed)
+		}
+		checkLabelValue(errs, at+".value", t.GetValue())
+	}
 	seen := map[string]bool{}
 	for i, id := range p.GetNodes() {
 		at := fmt.Sprintf("placement.nodes[%d]", i)
@@ -94,6 +102,23 @@ func checkPlacementOfGlobal(errs *FieldErrors, p *pb.Placement) {
 		if f.given {
 			errs.add("placement."+f.name, "not with kind global, which runs one replica on each matching node; allowed: leave it out")
 		}
+	}
+}
+
+func checkPools(errs *FieldErrors, pools []string) {
+	seen := map[string]bool{}
+	for i, pool := range pools {
+		at := fmt.Sprintf("placement.pools[%d]", i)
+		switch {
+		case pool == AnyPool && len(pools) > 1:
+			errs.add(at, "%q is all pools; allowed: alone", AnyPool)
+		case pool != AnyPool:
+			checkID(errs, at, pool)
+		}
+		if seen[pool] {
+			errs.add(at, "%q is listed twice", clip(pool))
+		}
+		seen[pool] = true
 	}
 }
 

@@ -65,6 +65,10 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 		return err
 	}
 	dir := agentDir(c.DataDir)
+	taints, err := c.taints()
+	if err != nil {
+		return err
+	}
 	runtimes, err := c.runtimes(id, dir, log)
 	if err != nil {
 		return err
@@ -75,7 +79,7 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 	}
 	a, err := agent.New(agent.Config{
 		NodeID: c.Name, ClusterID: id.ClusterID, Incarnation: id.Incarnation, DataDir: dir, Version: Version,
-		Labels: c.labels(id), Address: c.Advertise, Capacity: capacity,
+		Labels: c.labels(id), Pool: c.Pool, Taints: taints, Address: c.Advertise, Capacity: capacity,
 		Servers: servers,
 		Dial: func(_ context.Context, address string) (pb.AgentsClient, error) {
 			conn, err := connections.dial(address)
@@ -146,6 +150,18 @@ func (c Config) labels(id *identity) map[string]string {
 	}
 	maps.Copy(labels, c.Labels)
 	return labels
+}
+
+func (c Config) taints() ([]*pb.Taint, error) {
+	var taints []*pb.Taint
+	for _, text := range c.Taints {
+		t, err := model.ParseTaint(text)
+		if err != nil {
+			return nil, fmt.Errorf("taints: %w", err)
+		}
+		taints = append(taints, t)
+	}
+	return taints, model.ValidateTaints("taints", taints)
 }
 
 // serversOf are the gRPC addresses that gossip hears of, and then those that the

@@ -47,6 +47,10 @@ type Config struct {
 	Agent bool `yaml:"agent"`
 	// Labels of the node, beside those of its token.
 	Labels map[string]string `yaml:"labels"`
+	// Pool that the node is in; default: "default".
+	Pool string `yaml:"pool"`
+	// Taints of the node, KEY[=VALUE]:EFFECT.
+	Taints []string `yaml:"taints"`
 	// DockerHost is the engine's address; default: DOCKER_HOST, or the usual
 	// socket. "none" leaves Docker out.
 	DockerHost string `yaml:"docker_host"`
@@ -163,6 +167,12 @@ func (c Config) check() error {
 		return err
 	}
 	if err := model.ValidateLabels("labels", c.Labels); err != nil {
+		return err
+	}
+	if err := model.ValidatePool("pool", c.Pool); err != nil {
+		return err
+	}
+	if _, err := c.taints(); err != nil {
 		return err
 	}
 	for _, root := range c.AllowBindRoots {
