@@ -93,7 +93,8 @@ func (d *decision) wakeAt(t time.Time) {
 }
 
 // diff decides what to do about the difference between what is wanted and what
-// is there. It is pure, and gives at most one action for each replica:
+// is there. It is pure, and gives at most one action for each replica: table says
+// which. Behind it is this:
 //
 //   - What belongs to a runtime that does not answer is left as it is.
 //   - What was dropped by a server goes at once.
@@ -118,136 +119,9 @@ func diff(p picture) decision {
 	}
 	leaving := p.leavingPorts()
 	for _, key := range slices.SortedFunc(maps.Keys(keys), Key.compare) {
-		if p.busy[key] || !p.known(key) {
-			continue
-		}
-		item := p.desired.items[key]
-		a := item.GetAssignment()
-		guarded := slices.DeleteFunc(runningOf(p.actual[key]), func(in Instance) bool { return !in.Exclusive })
-		switch {
-		case len(guarded) > 0 && !p.leased(&d):
-			// Whatever else is to become of it: now it has to be down.
-			d.actions = append(d.actions, action{
-				verb: stop, key: key, instances: guarded, grace: fenceGrace, fence: true, why: "is exclusive, and the node's lease ends",
-			})
-		case item == nil || a.GetDesiredState() == pb.DesiredState_DESIRED_DELETED:
-			p.unwanted(key, item != nil, &d)
-		case !p.answers[a.GetType()]:
-		case a.GetDesiredState() == pb.DesiredState_DESIRED_STOPPED:
-			if running := runningOf(p.actual[key]); len(running) > 0 {
-				d.actions = append(d.actions, action{verb: stop, key: key, instances: running, why: "is to be stopped"})
-			}
-		default:
-			p.wanted(key, item, leaving, &d)
-		}
+		p.look(key, leaving).answer(&d)
 	}
 	return d
-}
-
-// known is false where something of the replica is, or may be, in a runtime
-// that does not answer.
-func (p picture) known(key Key) bool {
-	for _, in := range p.actual[key] {
-		if !p.answers[in.Type] {
-			return false
-		}
-	}
-	return true
-}
-
-// leased reports whether exclusive work may run, and sees to it that the
-// decision is made again when that ends.
-func (p picture) leased(d *decision) bool {
-	if !p.leaseEnd.After(p.now) {
-		return false
-	}
-	d.wakeAt(p.leaseEnd)
-	return true
-}
-
-func (p picture) unwanted(key Key, deleted bool, d *decision) {
-	var gone []Instance
-	why := "was taken out of the desired set"
-	told, isTold := p.dropped[key]
-	for _, in := range p.actual[key] {
-		if deleted || isTold && in.Generation <= told.generation {
-			gone = append(gone, in)
-			continue
-		}
-		if p.current && in.Generation <= p.desired.revision {
-			since, ok := p.orphans[in.ID]
-			if ok && p.now.Sub(since) >= p.orphanGrace {
-				gone = append(gone, in)
-				why = "is in nobody's desired set"
-				continue
-			}
-			if ok {
-				d.wakeAt(since.Add(p.orphanGrace))
-			}
-		}
-	}
-	if len(gone) > 0 {
-		d.actions = append(d.actions, action{verb: remove, key: key, instances: gone, why: why})
-	}
-}
-
-func (p picture) wanted(key Key, item *pb.DesiredItem, leaving map[string]Key, d *decision) {
-	a, all := item.GetAssignment(), p.actual[key]
-	for _, in := range all {
-		if in.UID == a.GetWorkloadUid() && in.Generation > a.GetGeneration() && in.Generation > p.desired.revision {
-			d.waiting[key] = fmt.Sprintf("what runs (generation %d) is newer than the assignment", in.Generation)
-			return
-		}
-	}
-	if a.GetExclusive() && !p.leased(d) {
-		d.waiting[key] = "exclusive work waits for the node's lease"
-		return
-	}
-	current, stale := split(a, all)
-	h := p.history[key].of(a.GetGeneration())
-	act := action{verb: start, key: key, item: item, instances: stale, why: "is to run"}
-	switch {
-	case h.failure != nil && (h.retryAt.IsZero() || h.retryAt.After(p.now)):
-		// What ran before goes on: a revision that can't be started does not take
-		// the one that works down.
-		d.wakeAt(h.retryAt)
-		return
-	case current == nil:
-		if len(stale) > 0 {
-			act.why = "replaces what ran before"
-		}
-	case current.Phase == Running:
-		if len(stale) > 0 {
-			d.actions = append(d.actions, action{verb: remove, key: key, instances: stale, why: "was replaced"})
-		}
-		return
-	case current.Phase == Exited && !h.stopped:
-		if endingOf(*current, item.GetSpec(), h) != restarts {
-			return
-		}
-		if h.retryAt.After(p.now) {
-			d.wakeAt(h.retryAt)
-			return
-		}
-		act.again, act.why = true, "has ended"
-	case current.Phase == Exited:
-		act.again, act.why = true, "is to run again"
-	}
-	for _, port := range a.GetPorts() {
-		if holder, ok := leaving[portName(port)]; ok && holder != key && port.GetHostPort() != 0 {
-			d.waiting[key] = fmt.Sprintf("port %s is still held by %s, which is on its way out", portName(port), holder)
-			if running := runningOf(stale); len(running) > 0 {
-				// Its own may be what the other waits for.
-				d.actions = append(d.actions, action{verb: remove, key: key, instances: running, why: "makes way, in turn"})
-			}
-			return
-		}
-	}
-	if a.GetExclusive() && !p.current {
-		d.waiting[key] = "exclusive work waits for a server to say that it is still wanted here"
-		return
-	}
-	d.actions = append(d.actions, act)
 }
 
 // split tells the instance that fulfils the assignment from those to be

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -311,6 +312,7 @@ type fakeSession struct {
 	refusals []*pb.TunnelRefused
 	replicas map[Key]*pb.Replica
 	removed  map[Key]int64
+	drifts   []*pb.Drift
 	changed  *broadcast
 }
 
@@ -328,6 +330,7 @@ func (s *fakeSession) read() {
 			answer = &pb.ServerMessage{Message: &pb.ServerMessage_HeartbeatAck{HeartbeatAck: &pb.Ack{Seq: m.Heartbeat.GetSeq()}}}
 		case *pb.AgentMessage_Status:
 			s.reports = append(s.reports, m.Status)
+			s.drifts = append(s.drifts, m.Status.GetDrifts()...)
 			for _, r := range m.Status.GetReplicas() {
 				s.replicas[Key{r.GetWorkloadId(), r.GetReplica()}] = r
 			}
@@ -421,6 +424,7 @@ type fixture struct {
 	servers []*fakeServer
 	runtime *fakeRuntime
 	down    map[string]bool
+	metrics prometheus.Registerer
 	mu      sync.Mutex
 	stop    func()
 }
@@ -435,7 +439,7 @@ func newFixture(t *testing.T, addresses ...string) *fixture {
 
 func (f *fixture) config() Config {
 	return Config{
-		NodeID: "n1", ClusterID: "c", Incarnation: "i1", DataDir: f.dir, Runtimes: []Runtime{f.runtime},
+		NodeID: "n1", ClusterID: "c", Incarnation: "i1", DataDir: f.dir, Runtimes: []Runtime{f.runtime}, Registerer: f.metrics,
 		Servers: func() []string {
 			var all []string
 			for _, s := range f.servers {

@@ -31,6 +31,8 @@ type history struct {
 	// failure of the latest attempt to start it. Another is made at retryAt
 	// where that is set; otherwise the leader decides.
 	failure *Error
+	// instance that fulfilled the assignment when all was well.
+	instance string
 }
 
 // of gives the history for an assignment: a new generation begins anew.

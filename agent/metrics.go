@@ -17,6 +17,7 @@ type metrics struct {
 	attached prometheus.Gauge
 	refused  prometheus.Counter
 	fenced   prometheus.Counter
+	drifts   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, o *outbox) *metrics {
@@ -46,9 +47,15 @@ func newMetrics(reg prometheus.Registerer, o *outbox) *metrics {
 		fenced: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "persys_agent_fenced_total", Help: "Exclusive replicas stopped because the node's lease was about to end.",
 		}),
+		drifts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "persys_agent_drift_total", Help: "What was found to be otherwise than wanted, by nobody's order, by kind.",
+		}, []string{"kind"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.apply, m.failures, m.restarts, m.healthy, m.sessions, m.attached, m.refused, m.fenced, states{o})
+		reg.MustRegister(m.apply, m.failures, m.restarts, m.healthy, m.sessions, m.attached, m.refused, m.fenced, m.drifts, states{o})
+		for _, kind := range []pb.DriftKind{pb.DriftKind_ORPHAN_ON_AGENT, pb.DriftKind_STATE_MISMATCH, pb.DriftKind_REVISION_MISMATCH, pb.DriftKind_MISSING_ON_AGENT} {
+			m.drifts.WithLabelValues(kind.String()) // shown as 0
+		}
 	}
 	return m
 }

@@ -20,6 +20,8 @@ type outbox struct {
 	dirty map[Key]bool
 	// removed are generations of replicas that are gone, until acknowledged.
 	removed map[Key]int64
+	// drifts that no server has acknowledged.
+	drifts []*pb.Drift
 	// revision of the desired set that the replicas are compared with.
 	revision int64
 	// whole: every runtime has answered, so what is not among the replicas is not
@@ -63,6 +65,16 @@ func (o *outbox) gone(key Key, generation int64) {
 	delete(o.dirty, key)
 	if generation > 0 {
 		o.removed[key] = max(generation, o.removed[key])
+		o.signal()
+	}
+}
+
+// drift says what was found; where too much waits to be said it is dropped.
+func (o *outbox) drift(d *pb.Drift) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.drifts) < maxDrifts {
+		o.drifts = append(o.drifts, d)
 		o.signal()
 	}
 }
@@ -117,7 +129,7 @@ func (o *outbox) full() *pb.StatusReport {
 func (o *outbox) everything() *pb.StatusReport {
 	clear(o.dirty)
 	o.seq++
-	o.sent = &pb.StatusReport{Seq: o.seq, Full: o.whole, DesiredRevision: o.revision, Replicas: o.inOrder(), Removed: o.goneInOrder()}
+	o.sent = &pb.StatusReport{Seq: o.seq, Full: o.whole, DesiredRevision: o.revision, Replicas: o.inOrder(), Removed: o.goneInOrder(), Drifts: slices.Clone(o.drifts)}
 	o.due = !o.whole
 	return o.sent
 }
@@ -131,11 +143,11 @@ func (o *outbox) next() *pb.StatusReport {
 		return nil
 	case o.due && o.whole:
 		return o.everything()
-	case len(o.dirty) == 0 && len(o.removed) == 0:
+	case len(o.dirty) == 0 && len(o.removed) == 0 && len(o.drifts) == 0:
 		return nil
 	}
 	o.seq++
-	o.sent = &pb.StatusReport{Seq: o.seq, Removed: o.goneInOrder()}
+	o.sent = &pb.StatusReport{Seq: o.seq, Removed: o.goneInOrder(), Drifts: slices.Clone(o.drifts)}
 	for _, key := range slices.SortedFunc(maps.Keys(o.dirty), Key.compare) {
 		o.sent.Replicas = append(o.sent.Replicas, o.replicas[key])
 	}
@@ -162,8 +174,9 @@ func (o *outbox) acknowledged(seq uint64) {
 			delete(o.removed, key)
 		}
 	}
+	o.drifts = slices.Delete(o.drifts, 0, len(o.sent.GetDrifts()))
 	o.sent = nil
-	if len(o.dirty) > 0 || len(o.removed) > 0 || o.due && o.whole {
+	if len(o.dirty) > 0 || len(o.removed) > 0 || len(o.drifts) > 0 || o.due && o.whole {
 		o.signal()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +38,7 @@ type oneServer struct {
 	set      *pb.DesiredSet
 	streams  map[pb.Agents_SessionServer]bool
 	replicas map[string]*pb.Replica
+	drifts   []*pb.Drift
 	changed  chan struct{}
 	lines    chan *pb.LogChunk
 }
@@ -61,6 +63,7 @@ func (s *oneServer) Session(stream pb.Agents_SessionServer) error {
 		case *pb.AgentMessage_Heartbeat:
 			err = stream.Send(&pb.ServerMessage{Message: &pb.ServerMessage_HeartbeatAck{HeartbeatAck: &pb.Ack{Seq: m.Heartbeat.GetSeq()}}})
 		case *pb.AgentMessage_Status:
+			s.drifts = append(s.drifts, m.Status.GetDrifts()...)
 			for _, r := range m.Status.GetReplicas() {
 				s.replicas[r.GetWorkloadId()] = r
 			}
@@ -237,6 +240,12 @@ func TestNodeOfProcesses(t *testing.T) {
 	s.await(t, "the brittle one was restarted", func(all map[string]*pb.Replica) bool {
 		return running("brittle")(all) && all["brittle"].GetRestarts() == 1
 	})
+	drifted := func(id string, kind pb.DriftKind) func(map[string]*pb.Replica) bool {
+		return func(map[string]*pb.Replica) bool {
+			return slices.ContainsFunc(s.drifts, func(d *pb.Drift) bool { return d.WorkloadId == id && d.Kind == kind })
+		}
+	}
+	s.await(t, "that it was killed is told", drifted("brittle", pb.DriftKind_STATE_MISMATCH))
 	if now := s.replicas["steady"]; !now.GetStartTime().AsTime().Equal(steady.GetStartTime().AsTime()) || now.GetRestarts() != 0 {
 		t.Errorf("a restart of the agent touched it: %v, before %v", now, steady)
 	}
@@ -267,6 +276,22 @@ func TestNodeOfProcesses(t *testing.T) {
 			t.Errorf("no metric %s in %v", want, names)
 		}
 	}
+
+	// Its records are taken away and it is killed: it is made anew.
+	records, err := filepath.Glob(filepath.Join(dir, "process", "brittle-*"))
+	if err != nil || len(records) != 1 {
+		t.Fatalf("records %v: %v", records, err)
+	}
+	if err := os.Rename(records[0], filepath.Join(dir, "taken")); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids("brittle") {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.await(t, "that it is missing is told", drifted("brittle", pb.DriftKind_MISSING_ON_AGENT))
+	s.await(t, "it runs again", running("brittle"))
 
 	s.desire(t, item("brittle", "wait"))
 	s.await(t, "the steady one is gone", func(all map[string]*pb.Replica) bool { return all["steady"] == nil && all["bad"] == nil })

@@ -80,11 +80,15 @@ type reconciler struct {
 	busy      map[Key]*operation
 	// unsure are replicas for which only a listing begun later counts.
 	unsure map[Key]time.Time
+	// met are the instances that were there when last decided.
+	met map[string]bool
 	// settled is when the last action for a replica ended: older listings say
 	// nothing about it.
 	settled map[Key]time.Time
 	// silent is since when a runtime has not answered.
 	silent map[pb.WorkloadType]time.Time
+	// drifts are when each was told last.
+	drifts map[driftID]time.Time
 	// refusals already logged.
 	refusals map[string]bool
 }
@@ -98,7 +102,7 @@ func newReconciler(a *Agent, s *saver) *reconciler {
 		listed: make(chan struct{}), over: make(chan struct{}), shown: newBroadcast(),
 		desired: a.desired, histories: a.histories, dropped: map[Key]dropped{}, actual: map[Key][]Instance{},
 		orphans: map[string]time.Time{}, busy: map[Key]*operation{}, unsure: map[Key]time.Time{},
-		settled: map[Key]time.Time{}, silent: map[pb.WorkloadType]time.Time{}, refusals: map[string]bool{},
+		settled: map[Key]time.Time{}, silent: map[pb.WorkloadType]time.Time{}, drifts: map[driftID]time.Time{}, refusals: map[string]bool{},
 	}
 	v := viewOf(r.actual, r.desired)
 	r.seen.Store(&v)
@@ -342,29 +346,20 @@ func (r *reconciler) replace(key Key, kind pb.WorkloadType, ins []Instance) {
 func (r *reconciler) decide(now time.Time) decision {
 	known := map[string]bool{}
 	for key, all := range r.actual {
-		item := r.desired.items[key]
 		for _, in := range all {
 			known[in.ID] = true
-			if _, told := r.dropped[key]; item == nil && !told && r.current {
+			if _, told := r.dropped[key]; r.desired.items[key] == nil && !told && r.current {
 				if _, ok := r.orphans[in.ID]; !ok {
 					r.orphans[in.ID] = now
-					r.log.Info("orphan found", "replica", key.String(), "instance", in.ID, "grace", r.cfg.OrphanGrace.String())
+					r.drift(now, key, finding{pb.DriftKind_ORPHAN_ON_AGENT, "is in nobody's desired set; it is removed in " + r.cfg.OrphanGrace.String()})
 				}
 			}
 		}
-		if item == nil || item.GetAssignment().GetDesiredState() != pb.DesiredState_DESIRED_RUNNING {
-			continue
-		}
-		a := item.GetAssignment()
-		h := r.histories[key].of(a.GetGeneration())
-		if in, _ := split(a, all); in != nil && r.busy[key] == nil {
-			if after := h.afterEnd(*in, item.GetSpec(), now); after != h {
-				r.ended(key, *in)
-				h = after
-			}
-		}
-		r.histories[key] = h
 	}
+	for key := range r.desired.items {
+		r.compare(now, key)
+	}
+	r.met = known
 	maps.DeleteFunc(r.orphans, func(id string, _ time.Time) bool { return !known[id] })
 
 	p := picture{
@@ -395,6 +390,46 @@ func (r *reconciler) decide(now time.Time) decision {
 		d.wakeAt(p.leaseEnd)
 	}
 	return d
+}
+
+// compare notes what has become of a replica since it was looked at last: that it
+// ended, and what was done to it by nobody's order. What is not known now is left
+// for later.
+func (r *reconciler) compare(now time.Time, key Key) {
+	item, all := r.desired.items[key], r.actual[key]
+	a := item.GetAssignment()
+	_, unsure := r.unsure[key]
+	if r.busy[key] != nil || unsure || a.GetDesiredState() == pb.DesiredState_DESIRED_DELETED || !r.answering(a.GetType(), all) {
+		return
+	}
+	found, h := drifted(a, all, r.histories[key].of(a.GetGeneration()), func(id string) bool { return r.met[id] })
+	if a.GetDesiredState() == pb.DesiredState_DESIRED_RUNNING {
+		if in, _ := split(a, all); in != nil {
+			if after := h.afterEnd(*in, item.GetSpec(), now); after != h {
+				h = after
+				r.ended(key, *in)
+				if interfered(*in) {
+					found = append(found, finding{pb.DriftKind_STATE_MISMATCH, "was stopped and is to run"})
+				}
+			}
+		}
+	}
+	r.histories[key] = h
+	for _, f := range found {
+		r.drift(now, key, f)
+	}
+}
+
+// answering reports whether all runtimes that may have something of a replica
+// answer.
+func (r *reconciler) answering(kind pb.WorkloadType, all []Instance) bool {
+	if _, silent := r.silent[kind]; silent {
+		return false
+	}
+	return !slices.ContainsFunc(all, func(in Instance) bool {
+		_, silent := r.silent[in.Type]
+		return silent
+	})
 }
 
 // keepGuard has the lease written down, and a guard, for as long as there is
@@ -468,9 +503,13 @@ func (r *reconciler) finish(o outcome) {
 			r.metrics.restarts.Inc()
 		}
 		h = h.afterStart(act.again)
+		h.instance = o.started.ID
 	}
 	if act.verb == stop && o.err == nil {
 		h.stopped = true
+	}
+	if o.err != nil || slices.Contains(o.removed, h.instance) {
+		h.instance = "" // what is missing now was taken away by this agent, or may have been
 	}
 	if r.actual[key] = all; len(all) == 0 {
 		delete(r.actual, key)

@@ -118,6 +118,9 @@ type Instance struct {
 	ExitCode int32
 	// Killed by the kernel for its memory limit.
 	OutOfMemory bool
+	// Stopped: it was told to end, by the agent or somebody else, where the runtime
+	// knows that.
+	Stopped bool
 	// StartError is why the latest start failed, where the runtime keeps it.
 	StartError string
 	// Address where its ports are reached, when it is not the node's.

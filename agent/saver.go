@@ -145,7 +145,8 @@ func loadHistories(dir string) (map[Key]history, error) {
 	for _, r := range report.GetReplicas() {
 		histories[Key{r.GetWorkloadId(), r.GetReplica()}] = history{
 			generation: r.GetGeneration(), restarts: r.GetRestarts(), crashes: int(r.GetRestarts()),
-			stopped: r.GetState() == pb.State_STOPPED || r.GetReason().GetCode() == fencedCode,
+			instance: r.GetRuntimeId(),
+			stopped:  r.GetState() == pb.State_STOPPED || r.GetReason().GetCode() == fencedCode,
 		}
 	}
 	return histories, nil

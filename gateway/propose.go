@@ -47,13 +47,22 @@ func meta(ctx context.Context) model.Meta {
 // change has admit decide on a view and proposes what it decided, again on a
 // newer view where something changed in between. The answer is nil where there
 // was nothing to change.
+//
+// The first view is what is known here, since a transaction compares what it was
+// decided on; that nothing is to be done, or may be, is decided on the newest one.
 func (g *Gateway) change(ctx context.Context, m model.Meta, admit func(v *fsm.View, m model.Meta) (*pb.Txn, error)) (*pb.TxnResponse, error) {
-	for range maxAttempts {
-		v, err := g.view(ctx)
-		if err != nil {
-			return nil, err
+	for attempt := range maxAttempts {
+		v := g.store.View()
+		if attempt > 0 {
+			var err error
+			if v, err = g.view(ctx); err != nil {
+				return nil, err
+			}
 		}
 		txn, err := admit(v, m)
+		if attempt == 0 && (err != nil || txn == nil) {
+			continue
+		}
 		if err != nil || txn == nil {
 			return nil, err
 		}

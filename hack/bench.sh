@@ -3,8 +3,8 @@
 # compare: take what is compared in one run.
 #
 #   hack/bench.sh            everything, about fifteen minutes
-#   hack/bench.sh fsm        one part: fsm, scheduler, raftstore, failover, idle,
-#                            etcd (beside Debian's, each load ROUNDS times for ROUND)
+#   hack/bench.sh fsm        one part: fsm, scheduler, raftstore, failover, loss,
+#                            idle, etcd (beside Debian's, each load ROUNDS times for ROUND)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench() { go test -run '^$' -benchmem -timeout 30m "$@"; }
@@ -15,6 +15,7 @@ part() {
 	scheduler) bench -bench . ./scheduler ;;
 	raftstore) bench -bench . ./raftstore ;;
 	failover) bench -bench Failover -benchtime 20x ./chaos/procs ;;
+	loss) bench -bench AgentLost -benchtime 5x ./chaos/procs ;;
 	etcd) go test -run BesideEtcd -v -timeout 2h ./chaos/procs -round "${ROUND:-1s}" -rounds "${ROUNDS:-2}" ;;
 	idle) go test -run IdleClusterWritesNothing -v ./chaos/procs -idle 60s ;;
 	*)
@@ -24,6 +25,6 @@ part() {
 	esac
 }
 echo "$(nproc) cores, $(uname -r), $(go version)"
-for p in "${@:-fsm scheduler raftstore failover idle etcd}"; do
+for p in "${@:-fsm scheduler raftstore failover loss idle etcd}"; do
 	for q in $p; do part "$q"; done
 done

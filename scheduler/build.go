@@ -23,7 +23,10 @@ type builder struct {
 	notes   []note
 	retries retryChange
 
-	tally tally
+	tally   tally
+	rollout rollout
+	// Nodes to which replicas are brought, once for each.
+	planned []*node
 	// Replicas that serve and are to be replaced, as far as the update strategy
 	// allows.
 	candidates []candidate
@@ -42,6 +45,8 @@ type note struct {
 	node   string
 	count  int
 	reason *pb.Reason
+	// Of the workload as a whole, instead of all that.
+	text string
 }
 
 // begin makes sure that there is a step to add to.
@@ -137,6 +142,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	})
 	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, reserves: true}
 	b.d.placements++
+	if r == nil || old.mod == 0 || b.renewed(r) {
+		b.tally.current++
+	}
 }
 
 // putAssignment stores a as the replica's assignment of this generation.
@@ -256,7 +264,7 @@ func (b *builder) done() {
 func (b *builder) say(n note) {
 	b.begin()
 	for i := range b.notes {
-		if m := &b.notes[i]; m.kind == n.kind && m.verb == n.verb && m.why == n.why {
+		if m := &b.notes[i]; m.kind == n.kind && m.verb == n.verb && m.why == n.why && n.text == "" {
 			m.count++
 			return
 		}
@@ -277,8 +285,8 @@ const (
 )
 
 func (n *note) message() string {
-	if n.verb == "" {
-		return "deleted"
+	if n.text != "" {
+		return n.text
 	}
 	what := fmt.Sprintf("%d replicas %s", n.count, n.verb)
 	if n.count == 1 {
@@ -326,7 +334,11 @@ func (b *builder) flush() {
 		}
 		b.step.Summary += e.Message
 	}
-	if b.step.Summary == "" && b.step.status != nil {
+	switch {
+	case b.step.Summary != "":
+	case b.step.rollout != nil:
+		b.step.Summary = b.step.rollout.State.String()
+	case b.step.status != nil:
 		b.step.Summary = b.step.status.State.String()
 	}
 	b.d.plan.Steps = append(b.d.plan.Steps, *b.step)

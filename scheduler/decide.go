@@ -135,9 +135,9 @@ func (d *decider) undo() {
 func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
-	b.run = run{d: d, w: w}
+	b.run = b.newRun()
 	switch {
-	case w.leaving:
+	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:
 		b.leave()
 	case w.want.invalid != "":
@@ -150,13 +150,15 @@ func (d *decider) decide(w *workload) {
 		b.replicated()
 	}
 	b.done()
-	if !w.leaving {
+	if !w.leaving && !w.rewriting {
+		b.recordRollout()
 		b.pruneRevisions()
 		b.writeStatus()
 	}
 	b.flush()
-	if b.run.ready {
-		d.scratch = b.run.scratch
+	b.endRun()
+	if b.rollout.former != nil {
+		d.p.dropWant(b.rollout.former)
 	}
 
 	if b.waiting {
@@ -233,7 +235,7 @@ func (p *Picture) wakeForRoom() {
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && p.fitsAny(w.want.shape, p.freed) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || p.fitsAny(w.want.shape, p.freed)) {
 				p.touch(w)
 			}
 		}

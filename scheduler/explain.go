@@ -119,7 +119,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
 	}
-	r := &run{d: &decider{p: p}, w: w}
+	r := &run{d: &decider{p: p}, w: w, planned: &[]*node{}}
 	r.prepare()
 	if waiting > 0 || p.waiting.has(w) {
 		causes := p.causes(r)
@@ -136,6 +136,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 			lines = append(lines, fmt.Sprintf("%s: %s", counted(c.nodes, "node", "nodes"), p.explainCause(c.text, w.want.shape)))
 		}
 	}
+	lines = append(lines, explainRollout(w)...)
 	if reason := w.status.GetReason(); reason != nil && reason.Code != pb.ReasonCode_NO_PLACEMENT {
 		line := said(reason)
 		if reason.NextRetryAt != nil {
@@ -156,12 +157,12 @@ func (s *run) refusal(n *node) string {
 	if most := int(s.w.want.maxPerNode); most > 0 && n.runStamp == s.d.runStamp && n.runCount >= most {
 		return "max_per_node"
 	}
-	c := s.cellOf(n)
+	c := s.cohortOf(n)
 	if s.layout.plain() || c < 0 {
 		return ""
 	}
 	for i := range s.layout.spreads {
-		sp, v := &s.layout.spreads[i], s.layout.cells[c].values[i]
+		sp, v := &s.layout.spreads[i], s.layout.cohorts[c].values[i]
 		switch {
 		case !s.tallies[i].skewed(sp, v):
 		case v < 0:

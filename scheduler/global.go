@@ -17,6 +17,7 @@ func (b *builder) global() {
 	p.prepare(f)
 	p.stamp++
 	covered := p.stamp
+	b.beginRollout()
 	taken := make([]int32, 0, len(b.w.replicas))
 	for _, r := range b.w.replicas {
 		taken = append(taken, r.number)
@@ -41,6 +42,7 @@ func (b *builder) global() {
 		b.say(note{kind: pb.EventType_WORKLOAD_SCHEDULED, verb: verbPlaced, number: number, node: n.id})
 		b.done()
 	}
+	b.judgeRollout()
 	b.replaceServing()
 }
 
@@ -53,23 +55,14 @@ func (b *builder) globalReplica(r *replica, covered uint64) {
 		return
 	}
 	if r.assignment.mod == 0 {
-		b.vanish(r)
+		b.reconcile(r, wantGone)
 		if n := r.observed.node; n != nil && b.exclusive(r) && !n.lost() {
 			n.coverStamp = covered
 		}
 		return
 	}
-	n := r.assignment.node
-	switch {
-	case n.mod == 0 || n.drains() || !b.w.want.shape.filter.allows(n):
-		b.vanish(r)
-	case n.lost():
-		// Parked.
-	default:
-		n.coverStamp = covered
-		b.tally.desired++
-		b.considerAssigned(r)
-	}
+	r.assignment.node.coverStamp = covered
+	b.reconcile(r, b.desireOf(r))
 }
 
 // missing are the open nodes that match and are not covered, by name.

@@ -23,26 +23,12 @@ func (b *builder) stop() {
 		switch a := &r.assignment; {
 		case r.next != nil:
 			b.tally.busy = true
-		case a.mod == 0:
-			b.vanish(r)
-		case !global && r.number >= b.w.want.replicas || a.node.mod == 0 || a.node.drains():
-			b.vanish(r)
-		case r.reported() == pb.State_COMPLETED:
-			// It has nothing to stop, and the room that it left may be taken.
-			b.tally.assigned++
-			b.tally.completed++
-		case a.desired != pb.DesiredState_DESIRED_STOPPED:
-			b.restate(r, pb.DesiredState_DESIRED_STOPPED)
-			b.dropRetry(r)
-			b.say(note{kind: pb.EventType_WORKLOAD_UPDATED, verb: verbStopped, number: r.number, node: a.node.id})
-			b.tally.assigned++
-			b.tally.scheduled++
+		case a.mod == 0 || !global && r.number >= b.w.want.replicas:
+			b.reconcile(r, wantGone)
+		case a.desired == pb.DesiredState_DESIRED_STOPPED:
+			b.reconcile(r, wantStopped)
 		default:
-			b.dropRetry(r)
-			b.tally.assigned++
-			if s := r.reported(); !a.node.lost() && s != pb.State_STOPPED && s != pb.State_FAILED {
-				b.tally.scheduled++
-			}
+			b.reconcile(r, wantStop)
 		}
 		b.done()
 	}
@@ -60,7 +46,7 @@ func (b *builder) leave() {
 			b.tally.busy = true
 			continue
 		}
-		b.vanish(r)
+		b.reconcile(r, wantGone)
 		b.done()
 	}
 	if len(b.w.replicas) > 0 {
@@ -80,18 +66,18 @@ func (b *builder) leave() {
 	b.do(model.DeletePrefix(model.RevisionsPrefix + id + "/"))
 	b.do(model.DeletePrefix(model.RetriesPrefix + id + "/"))
 	b.step.leaves = true
-	b.say(note{kind: pb.EventType_WORKLOAD_DELETED, number: -1})
+	b.say(note{kind: pb.EventType_WORKLOAD_DELETED, number: -1, text: "deleted"})
 }
 
 // pruneRevisions deletes the oldest revisions that nothing runs and that are
 // more than history keeps.
 func (b *builder) pruneRevisions() {
 	excess := len(b.w.revisions) - keptRevisions
-	if excess <= 0 || b.w.want == nil || b.tally.leave {
+	if excess <= 0 || b.w.want == nil || b.tally.leave || b.step != nil && b.step.rewrites {
 		return
 	}
 	for _, rev := range b.w.revisions[:excess] {
-		used := rev.name == b.w.want.revision || slices.ContainsFunc(b.w.replicas, func(r *replica) bool {
+		used := rev.name == b.w.want.revision || rev.name == b.w.rollout.GetPrevious() || slices.ContainsFunc(b.w.replicas, func(r *replica) bool {
 			return r.assignment.revision == rev.name || r.next != nil
 		})
 		if !used {

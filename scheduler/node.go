@@ -161,7 +161,7 @@ type class struct {
 	// Its number among the classes of one computation of a filter.
 	stamp   uint64
 	verdict verdict
-	cell    int32
+	cohort  int32
 }
 
 func (c *class) has(t pb.WorkloadType) bool { return c.runtimes&(1<<uint(t)) != 0 }

@@ -29,6 +29,11 @@ import (
 // Picture is the part of the keyspace that placement depends on, compact and
 // indexed. It is for one goroutine.
 type Picture struct {
+	// Moved, if it is set, is told of each assignment that comes to a node, with
+	// gone 0, or leaves it, with the generation that is gone. One that changes on
+	// its node leaves it and comes.
+	Moved func(node, workload string, replica int32, gone int64)
+
 	revision  int64
 	nodes     map[string]*node
 	workloads map[string]*workload
@@ -41,6 +46,8 @@ type Picture struct {
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index
+	// With defaults filled in; never nil.
+	config *pb.SchedulerConfig
 
 	// Workloads that have to be looked at.
 	dirty workloadSet
@@ -52,6 +59,9 @@ type Picture struct {
 	freed []*node
 	// Steps that are committed at a revision that the picture has not reached.
 	confirmed []confirmation
+
+	// Workloads of which replicas are to be dropped before anybody looks.
+	thinning []*workload
 
 	// Lent to one decision after another.
 	touched []saved
@@ -70,7 +80,7 @@ func NewPicture() *Picture {
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{}, strings: map[string]string{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
-		index: index{stale: true},
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
 	}
 }
 
@@ -135,10 +145,24 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 		return p.putNodeKey(key, kv)
 	case strings.HasPrefix(key, model.RevisionsPrefix):
 		if id, name, ok := model.SplitRevisionKey(key); ok {
-			p.putRevision(id, name, kv.ModRevision)
+			p.putRevision(id, name, kv.ModRevision, kv.Value)
 		}
+	case key == model.SchedulerKey:
+		rec := &pb.SchedulerConfig{}
+		if err := model.Parse(kv, rec); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		p.putConfig(rec)
 	}
 	return nil
+}
+
+// putConfig takes in the scheduler's configuration; nil: there is none.
+func (p *Picture) putConfig(rec *pb.SchedulerConfig) {
+	p.config = model.EffectiveSchedulerConfig(rec)
+	for _, w := range p.waiting.list {
+		p.touch(w)
+	}
 }
 
 func (p *Picture) replicaRecord(key, prefix string, kv *pb.KeyValue, rec proto.Message, take func(id string, number int32)) error {
@@ -162,13 +186,19 @@ func (p *Picture) putWorkloadKey(key string, kv *pb.KeyValue) error {
 		if err := model.Parse(kv, rec); err != nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
-		p.putWorkload(id, kv.CreateRevision, kv.ModRevision, rec)
+		p.putWorkload(id, kv.CreateRevision, kv.ModRevision, rec, kv.Value)
 	case sub == "status":
 		rec := &pb.WorkloadStatus{}
 		if err := model.Parse(kv, rec); err != nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
 		p.putStatus(id, kv.ModRevision, rec)
+	case sub == "rollout":
+		rec := &pb.Rollout{}
+		if err := model.Parse(kv, rec); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		p.putRollout(id, kv.ModRevision, rec)
 	}
 	return nil
 }
@@ -199,9 +229,11 @@ func (p *Picture) remove(key string) {
 	} else if id, sub, ok := model.SplitKey(model.WorkloadsPrefix, key); ok {
 		switch sub {
 		case "":
-			p.putWorkload(id, 0, 0, nil)
+			p.putWorkload(id, 0, 0, nil, nil)
 		case "status":
 			p.putStatus(id, 0, nil)
+		case "rollout":
+			p.putRollout(id, 0, nil)
 		}
 	} else if id, sub, ok := model.SplitKey(model.NodesPrefix, key); ok {
 		switch sub {
@@ -211,7 +243,9 @@ func (p *Picture) remove(key string) {
 			p.putLease(id, 0)
 		}
 	} else if id, name, ok := model.SplitRevisionKey(key); ok {
-		p.putRevision(id, name, 0)
+		p.putRevision(id, name, 0, nil)
+	} else if key == model.SchedulerKey {
+		p.putConfig(nil)
 	}
 }
 

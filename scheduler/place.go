@@ -11,7 +11,7 @@ import (
 // same shape, and while a plan is made room only shrinks: a node that was found
 // full stays out for the rest of it.
 //
-// The best cells of the workload's layout are searched together: first the
+// The best cohorts of the workload's layout are searched together: first the
 // nodes that hold fewest replicas of it, and among these the emptiest or the
 // fullest.
 type run struct {
@@ -19,6 +19,8 @@ type run struct {
 	w      *workload
 	layout *layout
 	ready  bool
+	// What the decision has placed of the workload, in other runs too.
+	planned *[]*node
 	scratch
 	// Why the node that was last chosen.
 	reason string
@@ -27,16 +29,16 @@ type run struct {
 // scratch is what a run needs room for, lent to one after another.
 type scratch struct {
 	// Slots that are not considered: full ones, and those that hold more of the
-	// workload's replicas than the depth of their cell.
+	// workload's replicas than the depth of their cohort.
 	masked bitset
 	// Nodes that hold replicas of the workload.
 	crowd []*node
-	// By cell.
+	// By cohort.
 	berths []berth
 	// Cells that are not searched yet, as a heap; those that are, and their nodes.
-	queue, tierCells []int32
-	tier, own        bitset
-	tierSize         int
+	queue, tierCohorts []int32
+	tier, own          bitset
+	tierSize           int
 	// By spread.
 	tallies []tallySpread
 	hidden  []string
@@ -62,7 +64,19 @@ func (s *run) prepare() {
 			s.holds(r.next.node)
 		}
 	}
+	for _, n := range *s.planned {
+		s.holds(n)
+	}
 	s.start()
+}
+
+func (b *builder) newRun() run { return run{d: b.d, w: b.w, planned: &b.planned} }
+
+// endRun gives back what the run was lent.
+func (b *builder) endRun() {
+	if b.run.ready {
+		b.d.scratch = b.run.scratch
+	}
 }
 
 // holds counts one more replica of the workload on n.
@@ -133,7 +147,7 @@ func (s *run) search(number int32, seed uint64) (spot, bool) {
 			continue
 		}
 		if ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed); ok {
-			s.reason = s.because(s.cellOf(n))
+			s.reason = s.because(s.cohortOf(n))
 			return spot{n, ports}, true
 		}
 		s.reject(n)
@@ -141,8 +155,8 @@ func (s *run) search(number int32, seed uint64) (spot, bool) {
 	return spot{}, false
 }
 
-// because says in a few words why a replica goes to a cell. There are no more
-// such texts than cells, for each is kept.
+// because says in a few words why a replica goes to a cohort. There are no more
+// such texts than cohorts, for each is kept.
 func (s *run) because(c int32) string {
 	b := &s.berths[c]
 	if b.reason == "" {
@@ -150,7 +164,7 @@ func (s *run) because(c int32) string {
 		if s.w.want.policy == pb.PlacementPolicy_BIN_PACK {
 			how = "fullest with room"
 		}
-		b.reason = fmt.Sprintf("%s of %d that match%s", how, s.layout.filter.matching, s.layout.cells[c].praise)
+		b.reason = fmt.Sprintf("%s of %d that match%s", how, s.layout.filter.matching, s.layout.cohorts[c].praise)
 	}
 	return b.reason
 }
@@ -163,8 +177,9 @@ func (s *run) reject(n *node) {
 // placed notes that a replica went to n.
 func (s *run) placed(n *node) {
 	s.prepare()
+	*s.planned = append(*s.planned, n)
 	s.holds(n)
-	if c := s.cellOf(n); c >= 0 {
+	if c := s.cohortOf(n); c >= 0 {
 		b := &s.berths[c]
 		if n.runCount == 1 {
 			b.crowd = append(b.crowd, n)
@@ -204,8 +219,8 @@ func (s *run) scanFew(emptiest bool) *node {
 	shape := s.w.want.shape
 	var best *node
 	var bestShare int64
-	for _, c := range s.tierCells {
-		for _, slot := range s.layout.cells[c].slots {
+	for _, c := range s.tierCohorts {
+		for _, slot := range s.layout.cohorts[c].slots {
 			n := s.d.p.index.slots[slot]
 			if s.masked.has(n.slot) || !n.indexed {
 				continue
@@ -267,7 +282,7 @@ func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
 }
 
 // better reports whether a is to be preferred to b. Where they are alike it is
-// the one in the lower slot, in which order the nodes of cells come.
+// the one in the lower slot, in which order the nodes of cohorts come.
 func better(a *node, shareA int64, b *node, shareB int64, emptiest bool) bool {
 	if !emptiest {
 		a, shareA, b, shareB = b, shareB, a, shareA

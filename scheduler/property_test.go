@@ -126,7 +126,10 @@ func (m *machine) changeAWorkload() {
 		return
 	}
 	if rec.Spec != nil {
-		switch rapid.SampledFrom([]string{"", "", "stop", "start", "delete", "restart", "retry"}).Draw(m.t, "what") {
+		switch rapid.SampledFrom([]string{"", "", "stop", "start", "delete", "restart", "retry", "promote"}).Draw(m.t, "what") {
+		case "promote":
+			m.changeWorkload(id, func(w *pb.Workload) { w.PromotedRevision = w.Revision })
+			return
 		case "stop":
 			m.changeWorkload(id, func(w *pb.Workload) { w.Spec.DesiredState = pb.DesiredState_DESIRED_STOPPED })
 			return
@@ -151,7 +154,7 @@ func (m *machine) changeAWorkload() {
 			Memory: rapid.SampledFrom([]string{"", "500Mi", "1Gi"}).Draw(m.t, "memory"),
 		},
 		Placement: &pb.Placement{Policy: pb.PlacementPolicy(rapid.IntRange(0, 1).Draw(m.t, "policy"))},
-		Update:    &pb.UpdateStrategy{MaxParallel: rapid.Int32Range(0, 3).Draw(m.t, "parallel")},
+		Update:    m.strategy(),
 		Priority:  proto.Int32(rapid.Int32Range(40, 60).Draw(m.t, "priority")),
 		// By name, so that it stays what it is: exclusive work that becomes
 		// something else is no promise to keep.
@@ -205,6 +208,26 @@ func anyPreference(t *rapid.T, placement *pb.Placement) {
 	}
 }
 
+// strategy is one that admission lets pass, but for kinds that it is not for.
+func (m *machine) strategy() *pb.UpdateStrategy {
+	u := &pb.UpdateStrategy{
+		MaxParallel:  rapid.Int32Range(0, 3).Draw(m.t, "parallel"),
+		MaxSurge:     rapid.SampledFrom([]int32{0, 0, 1, 2}).Draw(m.t, "surge"),
+		MinHealthy:   rapid.SampledFrom([]string{"", "50%", "75%"}).Draw(m.t, "least"),
+		Canary:       rapid.SampledFrom([]int32{0, 0, 1, 2}).Draw(m.t, "canary"),
+		AutoPromote:  rapid.Bool().Draw(m.t, "promote"),
+		AutoRollback: rapid.Bool().Draw(m.t, "rollback"),
+	}
+	if u.MaxSurge > 0 && rapid.Bool().Draw(m.t, "all") {
+		u.MinHealthy = "100%"
+	}
+	if rapid.Bool().Draw(m.t, "soon") {
+		u.MinHealthySeconds = proto.Int32(0)
+		u.HealthyDeadlineSeconds = proto.Int32(rapid.Int32Range(20, 60).Draw(m.t, "deadline"))
+	}
+	return u
+}
+
 func (m *machine) failSomething() {
 	keys := []string{}
 	for key, kv := range m.scan(model.AssignmentsPrefix) {
@@ -240,6 +263,7 @@ func (m *machine) failSomething() {
 // decide makes a plan, checks it, and lets it go its way.
 func (m *machine) decide() {
 	m.see()
+	m.checkTable()
 	plan := Decide(m.picture, m.now, m.opt)
 	if again := Decide(m.picture, m.now, m.opt); planText(m.world, plan) != planText(m.world, again) {
 		m.t.Fatalf("two decisions on one picture differ:\n%s\n%s", planText(m.world, plan), planText(m.world, again))
@@ -254,6 +278,7 @@ func (m *machine) decide() {
 			m.t.Fatalf("the plan differs from that of a picture that is built anew:\n%s\n%s", a, b)
 		}
 	}
+	m.checkDisruptions(plan)
 	for i := range plan.Steps {
 		if rapid.IntRange(0, 9).Draw(m.t, "lost") == 0 {
 			continue // Neither assumed nor proposed: it will be decided again.
@@ -301,6 +326,9 @@ func (m *machine) checkPlacements(txn *pb.Txn) {
 		if !m.load(model.NodeKey(a.NodeId), n) || !m.load(model.WorkloadKey(a.WorkloadId), w) {
 			m.t.Fatalf("%s is assigned to %s: one of them is not there", put.Key, a.NodeId)
 		}
+		if w.Spec.Kind == pb.WorkloadKind_SERVICE && a.Replica >= w.Spec.GetReplicas()+max(w.Spec.Update.MaxSurge, w.Spec.Update.Canary) {
+			m.t.Fatalf("%s is one too many", put.Key)
+		}
 		zone := n.UserLabels["zone"]
 		if zone == "" {
 			zone = n.Labels["zone"]
@@ -312,6 +340,111 @@ func (m *machine) checkPlacements(txn *pb.Txn) {
 		m.checkAdmitted(n, w.Spec.Placement)
 		if a.Generation > m.revision {
 			m.t.Fatalf("%s: generation %d at revision %d", put.Key, a.Generation, m.revision)
+		}
+	}
+}
+
+// checkDisruptions holds what an update strategy promises: so many serve whatever
+// is decided, and where an update has failed or waits for promotion nothing is
+// touched that serves at another revision.
+func (m *machine) checkDisruptions(plan *Plan) {
+	touched := map[string]bool{}
+	for i := range m.proposed {
+		m.touches(&m.proposed[i], touched)
+	}
+	serving := map[string]bool{}
+	for key, kv := range m.scan(model.AssignmentsPrefix) {
+		a, r, n := &pb.Assignment{}, &pb.Replica{}, &pb.Node{}
+		if err := model.Parse(kv, a); err != nil {
+			m.t.Fatal(err)
+		}
+		key = strings.TrimPrefix(key, model.AssignmentsPrefix)
+		serving[key] = !touched[key] && m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.NodeId == a.NodeId &&
+			r.State == pb.State_RUNNING && m.load(model.NodeKey(a.NodeId), n) && n.State != pb.NodeState_NOT_READY
+	}
+	now := map[string]bool{}
+	for i := range plan.Steps {
+		m.touches(&plan.Steps[i], now)
+	}
+	for _, id := range workloadNames {
+		w, ro := &pb.Workload{}, &pb.Rollout{}
+		if !m.load(model.WorkloadKey(id), w) || w.Spec.DesiredState != pb.DesiredState_DESIRED_RUNNING || w.Spec.Kind != pb.WorkloadKind_SERVICE {
+			continue
+		}
+		m.load(model.RolloutKey(id), ro)
+		held := goesOn(ro) && ro.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && w.PromotedRevision != w.Revision && w.Spec.Update.Canary > 0 || ro.State == pb.RolloutState_ROLLOUT_FAILED
+		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration
+		m.checkDisruption(w, held, serving, now)
+		if held && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
+			m.checkFormer(w, plan)
+		}
+	}
+}
+
+// checkFormer holds that while an update does not go on, what is not at its
+// revision does not come to it: neither what is down nor what has to leave.
+func (m *machine) checkFormer(w *pb.Workload, plan *Plan) {
+	for i := range plan.Steps {
+		for _, op := range plan.Steps[i].Txn.Success {
+			key := string(op.GetRequestPut().GetKey())
+			id, number, ok := model.SplitReplicaKey(model.AssignmentsPrefix, key)
+			if !ok || id != w.Spec.Id || number >= w.Spec.GetReplicas() {
+				continue
+			}
+			was, is := &pb.Assignment{}, &pb.Assignment{}
+			m.load(key, was)
+			if err := proto.Unmarshal(op.GetRequestPut().Value, is); err != nil {
+				m.t.Fatal(err)
+			}
+			if was.Revision != w.Revision && is.Revision == w.Revision {
+				m.t.Fatalf("%s is brought to %s from %q though the update does not go on", key, is.Revision, was.Revision)
+			}
+		}
+	}
+}
+
+func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, touched map[string]bool) {
+	wanted, beyond := w.Spec.GetReplicas(), max(w.Spec.Update.MaxSurge, w.Spec.Update.Canary)
+	left, ended, forced := 0, 0, false
+	for _, key := range sortedKeys(serving) {
+		id, number, _ := model.SplitReplicaKey("", key)
+		if id != w.Spec.Id || !serving[key] || number >= wanted+beyond {
+			continue
+		}
+		a, n := &pb.Assignment{}, &pb.Node{}
+		m.load(model.AssignmentsPrefix+key, a)
+		m.load(model.NodeKey(a.NodeId), n)
+		if n.Draining && n.DrainDeadline != nil && !m.now.Before(n.DrainDeadline.AsTime()) {
+			forced = true
+		}
+		if !touched[key] {
+			left++
+			continue
+		}
+		ended++
+		has := n.UserLabels["zone"]
+		if has == "" {
+			has = n.Labels["zone"]
+		}
+		leaves := n.Draining || w.Spec.Placement.GetNodeLabels()["zone"] == "eu" && has != "eu" || !n.Runtimes[0].Healthy
+		if held && a.Revision != w.Revision && number < wanted && !leaves {
+			m.t.Fatalf("%s served at %s and is touched though the update does not go on", key, a.Revision)
+		}
+	}
+	if least := int(model.MinHealthy(w.Spec.Update.MinHealthy, w.Spec.Update.MaxSurge, wanted)); ended > 0 && left < least && !forced {
+		m.t.Fatalf("%d of %s are taken out of service, %d are left, %d have to serve", ended, w.Spec.Id, left, least)
+	}
+}
+
+// touches notes the replicas whose assignments a step changes.
+func (m *machine) touches(s *Step, into map[string]bool) {
+	for _, op := range s.Txn.Success {
+		key := string(op.GetRequestPut().GetKey())
+		if d := op.GetRequestDeleteRange(); d != nil {
+			key = string(d.Key)
+		}
+		if key, ok := strings.CutPrefix(key, model.AssignmentsPrefix); ok {
+			into[key] = true
 		}
 	}
 }
@@ -357,6 +490,7 @@ func (m *machine) converge() {
 	}
 	for _, id := range workloadNames {
 		m.retry(id)
+		m.changeWorkload(id, func(w *pb.Workload) { w.Spec.Placement.MaxPerNode = 0 })
 	}
 	for range 400 {
 		plan := m.settle(nil)
@@ -368,12 +502,38 @@ func (m *machine) converge() {
 			continue
 		}
 		if plan.Wake.IsZero() {
+			if m.goOn() {
+				continue
+			}
 			m.checkRest()
 			return
 		}
 		m.now = plan.Wake
 	}
 	m.t.Fatalf("no rest:\n%s", dump(m.picture))
+}
+
+// goOn does what users do about updates that wait for them or have failed, and
+// reports whether there were any.
+func (m *machine) goOn() bool {
+	any := false
+	for _, id := range workloadNames {
+		w, r := &pb.Workload{}, &pb.Rollout{}
+		if !m.load(model.WorkloadKey(id), w) || !m.load(model.RolloutKey(id), r) || w.Spec.DesiredState != pb.DesiredState_DESIRED_RUNNING ||
+			w.Spec.Kind == pb.WorkloadKind_JOB {
+			continue
+		}
+		switch {
+		case r.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION:
+			m.changeWorkload(id, func(w *pb.Workload) { w.PromotedRevision = w.Revision })
+		case r.State == pb.RolloutState_ROLLOUT_FAILED && len(w.Spec.GetContainer().Ports) == 0:
+			m.changeWorkload(id, func(w *pb.Workload) { w.RestartGeneration++ })
+		default:
+			continue
+		}
+		any = true
+	}
+	return any
 }
 
 // checkRest holds what a cluster at rest, with room for everything, looks like.
@@ -384,16 +544,21 @@ func (m *machine) checkRest() {
 			continue
 		}
 		m.load(model.WorkloadStatusKey(id), st)
+		rollout := &pb.Rollout{}
+		m.load(model.RolloutKey(id), rollout)
 		want := []pb.State{pb.State_RUNNING, pb.State_COMPLETED}
 		if w.Spec.DesiredState == pb.DesiredState_DESIRED_STOPPED {
 			want = []pb.State{pb.State_STOPPED}
 		}
-		// A port on every node, or none left to take it: as many as there are nodes;
-		// and so with a bound for each node.
-		short := len(w.Spec.GetContainer().Ports) > 0 || w.Spec.Placement.MaxPerNode > 0
+		// A port on every node, or none left to take it: as many as there are nodes.
+		short := len(w.Spec.GetContainer().Ports) > 0
 		if !slices.Contains(want, st.State) && !(short && st.State == pb.State_PENDING) &&
-			!(short && st.State == pb.State_UPDATING && st.Reason.GetCode() == pb.ReasonCode_NO_PLACEMENT) {
+			!(short && st.State == pb.State_UPDATING && st.Reason.GetCode() == pb.ReasonCode_NO_PLACEMENT) &&
+			!(short && st.State == pb.State_FAILED && rollout.State == pb.RolloutState_ROLLOUT_FAILED) {
 			m.t.Fatalf("%s is %v at rest; %v", id, st, w)
+		}
+		if !short && w.Spec.DesiredState == pb.DesiredState_DESIRED_RUNNING && w.Spec.Kind == pb.WorkloadKind_SERVICE {
+			m.checkRolledOut(w)
 		}
 		if !short && st.State == pb.State_RUNNING && st.Running != st.Desired && id != "d" {
 			m.t.Fatalf("%s: %v", id, st)
@@ -409,6 +574,24 @@ func (m *machine) checkRest() {
 	for _, key := range sortedKeys(before) {
 		if kv := m.kvs[key]; kv == nil || kv.ModRevision != before[key] {
 			m.t.Fatalf("%s was touched on account of another workload", key)
+		}
+	}
+}
+
+// checkRolledOut holds that an update is over at rest, and has left nothing.
+func (m *machine) checkRolledOut(w *pb.Workload) {
+	r := &pb.Rollout{}
+	m.load(model.RolloutKey(w.Spec.Id), r)
+	if goesOn(r) || r.State == pb.RolloutState_ROLLOUT_FAILED || r.Revision != w.Revision {
+		m.t.Fatalf("the rollout is %v at rest; %v", r, w)
+	}
+	for key, kv := range m.scan(model.AssignmentsPrefix + w.Spec.Id + "/") {
+		a := &pb.Assignment{}
+		if err := model.Parse(kv, a); err != nil {
+			m.t.Fatal(err)
+		}
+		if a.Replica >= w.Spec.GetReplicas() || a.Revision != w.Revision {
+			m.t.Fatalf("%s is left at rest: %v; %v", key, a, w)
 		}
 	}
 }
@@ -459,8 +642,12 @@ func dump(p *Picture) string {
 	}
 	for _, id := range sortedKeys(p.workloads) {
 		w := p.workloads[id]
-		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v revisions %v leaving %v assumed %v global %v\n",
-			w.id, w.mod, w.created, w.statusMod, w.status, w.revisions, w.leaving, w.assumed, p.globals.has(w))
+		var revisions []string
+		for _, r := range w.revisions {
+			revisions = append(revisions, fmt.Sprintf("%s %d %x", r.name, r.mod, r.value))
+		}
+		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d\n",
+			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record))
 		if w.want != nil {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)

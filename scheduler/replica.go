@@ -39,6 +39,7 @@ type assignment struct {
 	desired     pb.DesiredState
 	exclusive   bool
 	explanation string
+	created     int64
 	// It counts against its node's capacity: all do but those that ran to
 	// their end.
 	reserves bool
@@ -106,14 +107,27 @@ func (w *workload) replica(number int32) *replica {
 	return w.replicas[i]
 }
 
+// forgetReplica drops a replica that nothing is stored of any more, when thin
+// is called next: a large workload that goes would be moved together for each.
 func (p *Picture) forgetReplica(r *replica) {
-	if r.assignment.mod != 0 || r.observed.mod != 0 || r.retry != nil || r.next != nil {
-		return
+	if r.empty() && !r.w.thins {
+		r.w.thins = true
+		p.thinning = append(p.thinning, r.w)
 	}
-	if i, ok := r.w.search(r.number); ok {
-		r.w.replicas = slices.Delete(r.w.replicas, i, i+1)
+}
+
+func (r *replica) empty() bool {
+	return r.assignment.mod == 0 && r.observed.mod == 0 && r.retry == nil && r.next == nil
+}
+
+func (p *Picture) thin() {
+	for _, w := range p.thinning {
+		w.thins = false
+		w.replicas = slices.DeleteFunc(w.replicas, (*replica).empty)
+		p.forgetWorkload(w)
 	}
-	p.forgetWorkload(r.w)
+	clear(p.thinning)
+	p.thinning = p.thinning[:0]
 }
 
 func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assignment) {
@@ -121,6 +135,14 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 	r := w.replica(number)
 	p.unreserve(r)
 	old := r.assignment.node
+	if p.Moved != nil {
+		if old != nil {
+			p.Moved(old.id, id, number, r.assignment.generation)
+		}
+		if rec != nil {
+			p.Moved(rec.NodeId, id, number, 0)
+		}
+	}
 	r.assignment = assignment{}
 	if rec != nil {
 		r.assignment = assignment{
@@ -128,6 +150,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 			revision: p.intern(rec.Revision), uid: p.intern(rec.WorkloadUid), restart: rec.RestartGeneration,
 			needs: amounts{rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes}, ports: rec.Ports, runtime: rec.Type,
 			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation),
+			created: unixNano(rec.CreateTime),
 		}
 	}
 	if n := r.assignment.node; n != old {
@@ -238,6 +261,7 @@ func (p *Picture) dropAssumed(r *replica) {
 	r.next.reserves = false
 	r.next.node.give(r.next.needs, r.next.ports)
 	p.madeRoom(r.next.node)
+	p.forgetNode(r.next.node)
 }
 
 // madeRoom notes that something fits on n that did not.

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"slices"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -12,57 +13,73 @@ type candidate struct {
 	why string
 	// A new revision or a restart: what failed before is forgotten.
 	renewed bool
+	// It comes back at the last revision that was rolled out in full.
+	former bool
 }
 
 // replicated decides about a service or a job that is to run: N replicas,
-// numbered from 0.
+// numbered from 0, and during updates some beyond them.
 func (b *builder) replicated() {
 	want := b.w.want
 	b.tally.desired = want.replicas
-	at, _ := b.w.search(want.replicas)
+	b.beginRollout()
+	at, _ := b.w.search(want.replicas + want.update.beyond())
 	// Surplus ones go first, the highest number first.
 	for _, r := range slices.Backward(b.w.replicas[at:]) {
-		b.surplus(r)
+		if r.next != nil {
+			b.tally.busy = true
+			continue
+		}
+		b.reconcile(r, wantGone)
 		b.done()
 	}
-	kept := b.w.replicas[:at]
-	for number := range want.replicas {
+	if b.rollout.holds {
+		b.considerHeld()
+	} else {
+		b.each(0, want.replicas, b.consider)
+	}
+	b.considerExtras()
+	b.judgeRollout()
+	b.replaceServing()
+}
+
+// each goes through the numbers from one up to another; the replica is nil where
+// nothing is stored of it.
+func (b *builder) each(from, to int32, do func(number int32, r *replica)) {
+	at, _ := b.w.search(from)
+	kept := b.w.replicas[at:]
+	for number := from; number < to; number++ {
 		var r *replica
 		if len(kept) > 0 && kept[0].number == number {
 			r, kept = kept[0], kept[1:]
 		}
-		b.consider(number, r)
+		do(number, r)
 		b.done()
 	}
-	b.replaceServing()
 }
 
-// surplus removes a replica that is not wanted any more.
-func (b *builder) surplus(r *replica) {
-	if r.next != nil {
-		b.tally.busy = true
-		return
-	}
-	b.vanish(r)
-}
-
-// vanish takes away what is stored of a replica that is not wanted any more.
+// takeAway takes away the assignment of a replica that is not wanted any more.
 // The observed record goes last: when its agent says so, or when there is no
 // agent any more that could.
-func (b *builder) vanish(r *replica) {
-	n := r.observed.node
-	assigned := r.assignment.mod != 0
-	if assigned {
-		b.release(r)
-		b.say(note{kind: pb.EventType_WORKLOAD_UPDATED, verb: verbRemoved, number: r.number, node: r.assignment.node.id})
-	}
-	if n != nil && n.lost() && (!b.exclusive(r) || !assigned && b.vacated(r, n)) {
+func (b *builder) takeAway(r *replica) {
+	b.release(r)
+	b.say(note{kind: pb.EventType_WORKLOAD_UPDATED, verb: verbRemoved, number: r.number, node: r.assignment.node.id})
+	if n := r.observed.node; n != nil && n.lost() && !b.exclusive(r) {
 		b.dropObserved(r)
-		n = nil
 	}
-	if assigned || n == nil {
-		b.dropRetry(r)
+	b.dropRetry(r)
+}
+
+// forget deletes what is stored of a replica that is assigned nowhere and that no
+// agent will speak of.
+func (b *builder) forget(r *replica) {
+	if n := r.observed.node; n != nil {
+		if b.exclusive(r) && !b.vacated(r, n) {
+			return
+		}
+		b.dropObserved(r)
 	}
+	b.dropRetry(r)
 }
 
 // consider decides about one wanted replica; r is nil where nothing is stored
@@ -74,10 +91,8 @@ func (b *builder) consider(number int32, r *replica) {
 	case r.next != nil:
 		b.tally.busy = true
 		b.tally.disrupted++
-	case r.assignment.mod == 0:
-		b.considerUnassigned(r)
 	default:
-		b.considerAssigned(r)
+		b.reconcile(r, b.desireOf(r))
 	}
 }
 
@@ -135,82 +150,32 @@ func (b *builder) seed(number int32, r *replica) uint64 {
 	return mix(b.w.hash ^ uint64(number)<<8 ^ uint64(attempts))
 }
 
-func (b *builder) considerUnassigned(r *replica) {
-	t := b.retryOf(r)
-	if t != nil && t.exhausted {
-		b.tally.fail(t.reason)
-		return
-	}
-	if b.exclusive(r) && r.observed.mod != 0 && !b.vacated(r, r.observed.node) {
+// placeOnceEnded finds a place for exclusive work when nothing of it can be
+// running any more.
+func (b *builder) placeOnceEnded(r *replica) {
+	if !b.vacated(r, r.observed.node) {
 		b.tally.disrupted++
 		b.tally.leaving = r.observed.node.id
 		return
 	}
-	if t != nil && t.next > b.d.nano {
+	if t := b.retryOf(r); t != nil && t.next > b.d.nano {
 		b.retryPending(t.reason, t.next)
 		return
 	}
 	b.place(r.number, r)
 }
 
-// considerAssigned goes through what may be amiss with a replica that has a
-// place, the gravest first.
-func (b *builder) considerAssigned(r *replica) {
-	want, a := b.w.want, &r.assignment
-	b.tally.assigned++
-	renewed, lost, serving := b.renewed(r), a.node.lost(), r.serves()
-	state := r.reported()
-	if serving {
-		b.tally.running++
+// renewal is the replacement of a replica whose assignment says something else
+// than what is wanted now.
+func (b *builder) renewal(r *replica) candidate {
+	c := candidate{r: r, why: "new revision", renewed: true}
+	switch a := &r.assignment; {
+	case a.desired != pb.DesiredState_DESIRED_RUNNING:
+		c.why = "start"
+	case a.revision == b.w.want.revision:
+		c.why = "restart"
 	}
-	t := b.retryOf(r)
-	switch {
-	case !renewed && state == pb.State_COMPLETED:
-		b.tally.completed++
-		b.dropRetry(r)
-		return
-	case !renewed && t != nil && t.exhausted:
-		b.tally.fail(t.reason)
-		if a.node.drains() || a.node.mod == 0 {
-			b.release(r)
-		}
-		return
-	case lost:
-		b.lost(r, renewed)
-		return
-	case renewed || a.desired != pb.DesiredState_DESIRED_RUNNING:
-		c := candidate{r: r, why: "new revision", renewed: true}
-		switch {
-		case a.desired != pb.DesiredState_DESIRED_RUNNING:
-			c.why = "start"
-		case a.revision == want.revision:
-			c.why = "restart"
-		}
-		if !serving || a.desired != pb.DesiredState_DESIRED_RUNNING {
-			b.replace(c)
-			return
-		}
-		b.candidates = append(b.candidates, c)
-		return
-	}
-	if serving {
-		b.tally.updated++
-	}
-	if why := b.unfit(a.node); why != "" && state != pb.State_FAILED {
-		b.evict(r, why, serving)
-		return
-	}
-	switch {
-	case state == pb.State_FAILED:
-		b.failed(r)
-	case serving:
-		b.recovered(r)
-	case state == pb.State_RETRY_PENDING:
-		b.restarting(r)
-	default:
-		b.tally.scheduled++
-		b.tally.disrupted++
-	}
+	return c
 }
 
 // renewed reports whether the replica is assigned at another revision than the
@@ -233,21 +198,6 @@ func (b *builder) unfit(n *node) string {
 		return "node " + n.id + " does not match any more"
 	}
 	return ""
-}
-
-// evict moves a replica away from a node that answers: at once where it serves
-// nobody or the time for the drain is up, else in its turn.
-func (b *builder) evict(r *replica, why string, serving bool) {
-	c := candidate{r: r, why: why}
-	deadline := r.assignment.node.drainDeadline
-	if serving && (deadline == 0 || deadline > b.d.nano) {
-		if deadline != 0 {
-			b.at(deadline)
-		}
-		b.candidates = append(b.candidates, c)
-		return
-	}
-	b.replace(c)
 }
 
 // lost moves a replica away from a node that does not answer. Without a place
@@ -296,18 +246,49 @@ func (b *builder) vacated(r *replica, n *node) bool {
 	return ok
 }
 
-// replaceServing replaces replicas that serve, as many at once as the update
-// strategy allows to be out of service.
+// replaceServing replaces replicas that serve, as many at once as may be out of
+// service.
 func (b *builder) replaceServing() {
-	parallel := b.w.want.parallel
 	for i, c := range b.candidates {
-		if b.tally.disrupted >= parallel {
+		if b.rollout.halted || b.spare() <= 0 {
 			b.tally.outdated += len(b.candidates) - i
-			return
+			break
 		}
-		b.replace(c)
+		switch {
+		case c.former:
+			b.asFormer(func() { b.replace(c) })
+		case b.w.want.kind == pb.WorkloadKind_SERVICE && c.r.number >= b.w.want.replicas:
+			b.replaceExtra(c)
+		default:
+			b.replace(c)
+		}
 		b.done()
 	}
+	b.awaitHealth()
+}
+
+// spare is how many of the replicas that serve may be taken out of service now,
+// for an update or for a drain: the update strategy has one budget for both.
+func (b *builder) spare() int {
+	t, u := &b.tally, &b.w.want.update
+	n := u.parallel - t.disrupted
+	if least := b.leastServing(); least > 0 {
+		n = min(n, t.serving-least)
+	}
+	if b.rollout.surging() {
+		// One that is replaced has one that stands in for it.
+		n = min(n, b.rollout.extras.serving-t.disrupted)
+	}
+	return n
+}
+
+// leastServing is how many have to serve whatever is decided; 0: max_parallel
+// alone counts.
+func (b *builder) leastServing() int { return b.leastOf(b.tally.desired) }
+
+func (b *builder) leastOf(desired int32) int {
+	u := &b.w.want.update
+	return int(model.MinHealthy(u.minHealthy, u.surge, desired))
 }
 
 // replace gives a replica a new assignment: on its own node where that still
@@ -347,9 +328,12 @@ func (b *builder) replace(c candidate) {
 func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
 	from := r.assignment.node
 	b.tally.disrupted++
+	if b.counts(r) {
+		b.tally.serving--
+	}
 	if r.serves() {
 		b.tally.running--
-		if !b.renewed(r) {
+		if b.desireOf(r) == wantRun {
 			b.tally.updated--
 		}
 	}

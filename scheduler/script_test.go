@@ -3,6 +3,7 @@ package scheduler
 import (
 	"flag"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,7 +86,9 @@ func diff(want, got string) string {
 type script struct {
 	*world
 	specs map[string]*pb.WorkloadSpec
-	out   strings.Builder
+	// Whether records of rollouts are told.
+	rollouts bool
+	out      strings.Builder
 }
 
 // command carries out one line.
@@ -136,6 +139,15 @@ func (s *script) command(f []string) {
 		s.changeWorkload(args[0], func(w *pb.Workload) { w.RestartGeneration++ })
 	case "retry":
 		s.retry(args[0])
+	case "undo":
+		s.undo(args[0])
+	case "promote":
+		s.changeWorkload(args[0], func(w *pb.Workload) { w.PromotedRevision = w.Revision })
+	case "leader":
+		// Another one, which knows what is stored and nothing else.
+		s.picture, s.unseen = s.rebuilt(), nil
+	case "rollouts":
+		s.rollouts = true
 	case "agents":
 		s.agents()
 	case "agent":
@@ -200,7 +212,10 @@ func (s *script) submitSpec(args []string) {
 	id := args[0]
 	spec := s.specs[id]
 	if spec == nil {
-		spec = &pb.WorkloadSpec{Id: id, Resources: &pb.Resources{Cpu: "100m"}, Placement: &pb.Placement{}, Update: &pb.UpdateStrategy{}}
+		spec = &pb.WorkloadSpec{Id: id, Resources: &pb.Resources{Cpu: "100m"}, Placement: &pb.Placement{}}
+		// A replica is healthy as soon as it runs, and nothing has a deadline: scripts
+		// that are about updates say otherwise.
+		spec.Update = &pb.UpdateStrategy{MinHealthySeconds: proto.Int32(0), HealthyDeadlineSeconds: proto.Int32(0), ProgressDeadlineSeconds: proto.Int32(0)}
 		spec.Spec = &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{Image: "v1"}}
 		s.specs[id] = spec
 	}
@@ -222,6 +237,22 @@ func (s *script) submitSpec(args []string) {
 			container.Image = v
 		case "parallel":
 			spec.Update.MaxParallel = int32(s.number(v))
+		case "min":
+			spec.Update.MinHealthy = v
+		case "surge":
+			spec.Update.MaxSurge = int32(s.number(v))
+		case "canary":
+			spec.Update.Canary = int32(s.number(v))
+		case "promote":
+			spec.Update.AutoPromote = v == "auto"
+		case "rollback":
+			spec.Update.AutoRollback = v == "auto"
+		case "healthy":
+			spec.Update.MinHealthySeconds = proto.Int32(int32(s.duration(v).Seconds()))
+		case "deadline":
+			spec.Update.HealthyDeadlineSeconds = proto.Int32(int32(s.duration(v).Seconds()))
+		case "progress":
+			spec.Update.ProgressDeadlineSeconds = proto.Int32(int32(s.duration(v).Seconds()))
 		case "priority":
 			spec.Priority = proto.Int32(int32(s.number(v)))
 		case "exclusive":
@@ -435,6 +466,14 @@ func (s *script) tell(op *pb.RequestOp) {
 		e := &pb.Event{}
 		read(e)
 		fmt.Fprintf(&s.out, "event %s %s: %s\n", e.Type, e.WorkloadId, e.Message)
+	case strings.HasSuffix(key, "/rollout"):
+		r := &pb.Rollout{}
+		read(r)
+		s.tellRollout(key, r)
+	case !strings.HasSuffix(key, "/status"):
+		w := &pb.Workload{}
+		read(w)
+		fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
 	default:
 		st := &pb.WorkloadStatus{}
 		read(st)
@@ -450,6 +489,57 @@ func (s *script) tell(op *pb.RequestOp) {
 			fmt.Fprintf(&s.out, ": %s %s", st.Reason.Code, st.Reason.Message)
 		}
 		s.out.WriteString("\n")
+	}
+}
+
+func (s *script) tellRollout(key string, r *pb.Rollout) {
+	if !s.rollouts {
+		return
+	}
+	id, _, _ := model.SplitKey(model.WorkloadsPrefix, key)
+	state := strings.ToLower(strings.TrimPrefix(r.State.String(), "ROLLOUT_"))
+	if r.EndTime == nil != goesOn(r) {
+		state += " in full"
+	}
+	fmt.Fprintf(&s.out, "rollout of %s %s: %s, %d of %d updated, %d healthy", id, r.Revision, state, r.Updated, r.Desired, r.Healthy)
+	if r.Canaries > 0 {
+		fmt.Fprintf(&s.out, ", %d canaries", r.Canaries)
+	}
+	if r.Previous != "" {
+		fmt.Fprintf(&s.out, ", before it %s", r.Previous)
+	}
+	if r.FailedRevision != "" {
+		fmt.Fprintf(&s.out, ", not %s", r.FailedRevision)
+	}
+	s.out.WriteString("\n")
+}
+
+// undo does what admission does when a user asks for it.
+func (s *script) undo(id string) {
+	v := reader{s.world}
+	txn, w, err := model.RollbackWorkload(v, &pb.RollbackWorkloadRequest{Id: id}, model.Meta{Now: s.now, NewID: fmt.Sprint(s.revision)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.apply(txn)
+	s.specs[id] = proto.CloneOf(w.Spec)
+}
+
+// reader is a world as admission sees it.
+type reader struct{ *world }
+
+func (r reader) Get(key string) (*pb.KeyValue, bool) {
+	kv, ok := r.kvs[key]
+	return kv, ok
+}
+
+func (r reader) Scan(prefix string) iter.Seq[*pb.KeyValue] {
+	return func(yield func(*pb.KeyValue) bool) {
+		for _, kv := range r.scan(prefix) {
+			if !yield(kv) {
+				return
+			}
+		}
 	}
 }
 

@@ -18,9 +18,9 @@ const (
 )
 
 // layout is what workloads prefer among the nodes that their filter lets pass.
-// The nodes are divided into cells by the values of only those labels that the
-// preferences look at, so that the score of all nodes of a cell is one and the
-// number of cells does not grow with the number of nodes.
+// The nodes are divided into cohorts by the values of only those labels that the
+// preferences look at, so that the score of all nodes of a cohort is one and the
+// number of cohorts does not grow with the number of nodes.
 type layout struct {
 	key        string
 	uses       int
@@ -30,9 +30,9 @@ type layout struct {
 
 	// For which slots and attributes of nodes the rest was computed.
 	epoch, attributes uint64
-	cells             []cell
-	// The cell of each slot, -1 where the filter lets it not pass; nil where there
-	// is one cell only.
+	cohorts           []cohort
+	// The cohort of each slot, -1 where the filter lets it not pass; nil where there
+	// is one cohort only.
 	of []int32
 }
 
@@ -50,14 +50,14 @@ type spread struct {
 	skew    int32
 	targets []*pb.SpreadTarget
 
-	// The values that nodes have, and the cells of each.
-	values map[string]int32
-	cells  [][]int32
+	// The values that nodes have, and the cohorts of each.
+	values  map[string]int32
+	cohorts [][]int32
 }
 
-// cell is the nodes that are equally good.
-type cell struct {
-	// Nil where there is only one cell, which is all that the filter lets pass.
+// cohort is the nodes that are equally good.
+type cohort struct {
+	// Nil where there is only one cohort, which is all that the filter lets pass.
 	slots []int32
 	nodes bitset
 	// What does not depend on where replicas are.
@@ -109,7 +109,7 @@ func (p *Picture) dropLayout(l *layout) {
 // plain reports whether all nodes that match are equally good.
 func (l *layout) plain() bool { return len(l.affinities)+len(l.spreads) == 0 }
 
-// prepareLayout brings the cells up to date with the nodes.
+// prepareLayout brings the cohorts up to date with the nodes.
 func (p *Picture) prepareLayout(l *layout) {
 	p.prepare(l.filter)
 	if l.epoch == p.index.epoch && l.attributes == p.attributes {
@@ -120,11 +120,11 @@ func (p *Picture) prepareLayout(l *layout) {
 		l.affinities[i].idle = true
 	}
 	for i := range l.spreads {
-		l.spreads[i].values, l.spreads[i].cells = map[string]int32{}, nil
+		l.spreads[i].values, l.spreads[i].cohorts = map[string]int32{}, nil
 	}
-	l.cells, l.of = l.cells[:0], nil
+	l.cohorts, l.of = l.cohorts[:0], nil
 	if l.plain() && p.unloved == 0 {
-		l.cells = append(l.cells, cell{})
+		l.cohorts = append(l.cohorts, cohort{})
 		return
 	}
 	l.of = make([]int32, len(p.index.slots))
@@ -137,14 +137,14 @@ func (p *Picture) prepareLayout(l *layout) {
 		}
 		c := n.class
 		if c.stamp != p.stamp {
-			c.stamp, c.cell = p.stamp, l.cellOf(c, known)
+			c.stamp, c.cohort = p.stamp, l.cohortOf(c, known)
 		}
-		l.of[slot] = c.cell
-		l.cells[c.cell].slots = append(l.cells[c.cell].slots, int32(slot))
+		l.of[slot] = c.cohort
+		l.cohorts[c.cohort].slots = append(l.cohorts[c.cohort].slots, int32(slot))
 	}
 	words := len(l.filter.eligible)
-	for i := range l.cells {
-		if c := &l.cells[i]; len(c.slots) > words {
+	for i := range l.cohorts {
+		if c := &l.cohorts[i]; len(c.slots) > words {
 			c.nodes = make(bitset, words)
 			for _, slot := range c.slots {
 				c.nodes.set(int(slot))
@@ -153,9 +153,9 @@ func (p *Picture) prepareLayout(l *layout) {
 	}
 }
 
-// cellOf finds or makes the cell for the nodes of a class.
-func (l *layout) cellOf(c *class, known map[string]int32) int32 {
-	out := cell{values: make([]int32, len(l.spreads))}
+// cohortOf finds or makes the cohort for the nodes of a class.
+func (l *layout) cohortOf(c *class, known map[string]int32) int32 {
+	out := cohort{values: make([]int32, len(l.spreads))}
 	var key, praise []byte
 	for i := range l.affinities {
 		a := &l.affinities[i]
@@ -189,8 +189,8 @@ func (l *layout) cellOf(c *class, known map[string]int32) int32 {
 		}
 		v, ok := s.values[value]
 		if !ok {
-			v = int32(len(s.cells))
-			s.values[value], s.cells = v, append(s.cells, nil)
+			v = int32(len(s.cohorts))
+			s.values[value], s.cohorts = v, append(s.cohorts, nil)
 		}
 		out.values[i] = v
 		key = strconv.AppendInt(append(key, '='), int64(v), 10)
@@ -199,12 +199,12 @@ func (l *layout) cellOf(c *class, known map[string]int32) int32 {
 	if ok {
 		return at
 	}
-	at = int32(len(l.cells))
+	at = int32(len(l.cohorts))
 	known[string(key)] = at
 	labels := make([]string, 0, len(l.spreads))
 	for i, v := range out.values {
 		if v >= 0 {
-			l.spreads[i].cells[v] = append(l.spreads[i].cells[v], at)
+			l.spreads[i].cohorts[v] = append(l.spreads[i].cohorts[v], at)
 			labels = append(labels, l.spreads[i].label)
 		}
 	}
@@ -212,7 +212,7 @@ func (l *layout) cellOf(c *class, known map[string]int32) int32 {
 		out.praise = "; spread over " + strings.Join(labels, ", ")
 	}
 	out.praise += string(praise)
-	l.cells = append(l.cells, out)
+	l.cohorts = append(l.cohorts, out)
 	return at
 }
 
@@ -229,7 +229,7 @@ type tallySpread struct {
 }
 
 func (t *tallySpread) reset(s *spread, replicas int32) {
-	n := len(s.cells)
+	n := len(s.cohorts)
 	t.counts = append(t.counts[:0], make([]int32, n)...)
 	t.live = append(t.live[:0], make([]bool, n)...)
 	t.shares = t.shares[:0]
@@ -291,7 +291,7 @@ func (t *tallySpread) skewed(s *spread, v int32) bool {
 	return s.skew > 0 && (v < 0 || t.counts[v]+1-t.least > s.skew)
 }
 
-// valueOf is the value of a node that may lie in no cell.
+// valueOf is the value of a node that may lie in no cohort.
 func (s *spread) valueOf(n *node) int32 {
 	if n.class == nil {
 		return -1
@@ -303,7 +303,7 @@ func (s *spread) valueOf(n *node) int32 {
 	return -1
 }
 
-// berth is how a cell stands in a run.
+// berth is how a cohort stands in a run.
 type berth struct {
 	score int64
 	// Nodes that hold more of the workload's replicas than depth are masked.
@@ -328,7 +328,7 @@ const (
 	berthTier
 )
 
-// ahead reports whether cell a is to be searched before cell b: by score, then
+// ahead reports whether cohort a is to be searched before cohort b: by score, then
 // by how many replicas its nodes hold.
 func (s *run) ahead(a, b int32) int {
 	x, y := &s.berths[a], &s.berths[b]
@@ -344,10 +344,10 @@ func (s *run) start() {
 	p, l := s.d.p, s.layout
 	s.masked = s.masked.sized(len(p.index.slots))
 	copy(s.masked, s.w.want.shape.full)
-	if cap(s.berths) < len(l.cells) {
-		s.berths = make([]berth, len(l.cells))
+	if cap(s.berths) < len(l.cohorts) {
+		s.berths = make([]berth, len(l.cohorts))
 	}
-	s.berths = s.berths[:len(l.cells)]
+	s.berths = s.berths[:len(l.cohorts)]
 	for i := range s.berths {
 		b := &s.berths[i]
 		*b = berth{crowd: b.crowd[:0]}
@@ -357,12 +357,12 @@ func (s *run) start() {
 		if n.mod == 0 || n.runCount == 0 {
 			continue
 		}
-		if c := s.cellOf(n); c >= 0 {
+		if c := s.cohortOf(n); c >= 0 {
 			s.berths[c].crowd = append(s.berths[c].crowd, n)
 		}
 		s.masked.set(n.slot)
 	}
-	s.queue, s.tierCells, s.tierSize = s.queue[:0], s.tierCells[:0], 0
+	s.queue, s.tierCohorts, s.tierSize = s.queue[:0], s.tierCohorts[:0], 0
 	if l.of != nil {
 		s.own = s.own.sized(len(p.index.slots))
 	}
@@ -380,7 +380,7 @@ func (s *run) start() {
 			alike++
 		}
 	}
-	if alike == len(l.cells) && l.of != nil {
+	if alike == len(l.cohorts) && l.of != nil {
 		s.enterAll()
 		return
 	}
@@ -412,26 +412,26 @@ func (s *run) count() {
 		if sp.skew == 0 {
 			continue
 		}
-		for v, cells := range sp.cells {
-			t.live[v] = slices.ContainsFunc(cells, func(c int32) bool {
-				return slices.ContainsFunc(l.cells[c].slots, func(slot int32) bool { return s.d.p.index.slots[slot].open() })
+		for v, cohorts := range sp.cohorts {
+			t.live[v] = slices.ContainsFunc(cohorts, func(c int32) bool {
+				return slices.ContainsFunc(l.cohorts[c].slots, func(slot int32) bool { return s.d.p.index.slots[slot].open() })
 			})
 		}
 		t.findLeast()
 	}
 }
 
-// cellOf is the cell that a node lies in, or -1.
-func (s *run) cellOf(n *node) int32 {
+// cohortOf is the cohort that a node lies in, or -1.
+func (s *run) cohortOf(n *node) int32 {
 	if s.layout.of == nil {
 		return 0
 	}
 	return s.layout.of[n.slot]
 }
 
-// score is how good the nodes of a cell are, as things stand.
+// score is how good the nodes of a cohort are, as things stand.
 func (s *run) score(c int32) (int64, berthState) {
-	from := &s.layout.cells[c]
+	from := &s.layout.cohorts[c]
 	total := from.score
 	for i := range s.layout.spreads {
 		sp, t := &s.layout.spreads[i], &s.tallies[i]
@@ -461,13 +461,13 @@ func (s *run) recount(n *node) {
 				continue
 			}
 		}
-		for _, c := range sp.cells[v] {
+		for _, c := range sp.cohorts[v] {
 			s.rescore(c)
 		}
 	}
 }
 
-// rescore moves a cell to where its score says.
+// rescore moves a cohort to where its score says.
 func (s *run) rescore(c int32) {
 	b := &s.berths[c]
 	if b.state == berthSpent {
@@ -489,7 +489,7 @@ func (s *run) rescore(c int32) {
 	}
 }
 
-// withdraw takes a cell out of the queue or the tier.
+// withdraw takes a cohort out of the queue or the tier.
 func (s *run) withdraw(c int32) {
 	b := &s.berths[c]
 	switch b.state {
@@ -503,37 +503,37 @@ func (s *run) withdraw(c int32) {
 			s.rise(at)
 		}
 	case berthTier:
-		last := len(s.tierCells) - 1
-		moved := s.tierCells[last]
-		s.tierCells[b.at], s.berths[moved].at = moved, b.at
-		s.tierCells = s.tierCells[:last]
+		last := len(s.tierCohorts) - 1
+		moved := s.tierCohorts[last]
+		s.tierCohorts[b.at], s.berths[moved].at = moved, b.at
+		s.tierCohorts = s.tierCohorts[:last]
 		s.cover(c, false)
 	}
 	b.state = berthSpent
 }
 
-// enter makes a cell part of the tier.
+// enter makes a cohort part of the tier.
 func (s *run) enter(c int32) {
 	b := &s.berths[c]
-	b.state, b.at = berthTier, int32(len(s.tierCells))
-	s.tierCells = append(s.tierCells, c)
+	b.state, b.at = berthTier, int32(len(s.tierCohorts))
+	s.tierCohorts = append(s.tierCohorts, c)
 	s.cover(c, true)
 }
 
-// enterAll makes all cells the tier, which is what the filter lets pass.
+// enterAll makes all cohorts the tier, which is what the filter lets pass.
 func (s *run) enterAll() {
 	for i := range s.berths {
 		s.berths[i].state, s.berths[i].at = berthTier, int32(i)
-		s.tierCells = append(s.tierCells, int32(i))
+		s.tierCohorts = append(s.tierCohorts, int32(i))
 	}
 	copy(s.own, s.layout.filter.eligible)
 	s.tier, s.tierSize = s.own, s.layout.filter.matching
 }
 
-// cover adds the nodes of a cell to the tier's, or takes them away. One cell
+// cover adds the nodes of a cohort to the tier's, or takes them away. One cohort
 // that is everything is not copied.
 func (s *run) cover(c int32, add bool) {
-	from := &s.layout.cells[c]
+	from := &s.layout.cohorts[c]
 	if from.slots == nil {
 		s.tier, s.tierSize = s.layout.filter.eligible, len(s.layout.filter.eligible)*64
 		return
@@ -564,17 +564,17 @@ func (s *run) cover(c int32, add bool) {
 	}
 }
 
-// fill makes the tier that of the best cells; false where no cell is left.
+// fill makes the tier that of the best cohorts; false where no cohort is left.
 func (s *run) fill() bool {
 	for len(s.queue) > 0 {
 		top := s.queue[0]
-		if len(s.tierCells) > 0 {
-			switch c := s.ahead(top, s.tierCells[0]); {
+		if len(s.tierCohorts) > 0 {
+			switch c := s.ahead(top, s.tierCohorts[0]); {
 			case c > 0:
 				return true
 			case c < 0:
-				for len(s.tierCells) > 0 {
-					worse := s.tierCells[0]
+				for len(s.tierCohorts) > 0 {
+					worse := s.tierCohorts[0]
 					s.withdraw(worse)
 					s.push(worse)
 				}
@@ -583,14 +583,14 @@ func (s *run) fill() bool {
 		s.withdraw(top)
 		s.enter(top)
 	}
-	return len(s.tierCells) > 0
+	return len(s.tierCohorts) > 0
 }
 
-// exhaust deals with a tier in which nothing was found: its cells admit nodes
+// exhaust deals with a tier in which nothing was found: its cohorts admit nodes
 // that hold more replicas, or are spent.
 func (s *run) exhaust() {
-	for len(s.tierCells) > 0 {
-		c := s.tierCells[0]
+	for len(s.tierCohorts) > 0 {
+		c := s.tierCohorts[0]
 		s.withdraw(c)
 		if s.deepen(&s.berths[c]) {
 			s.push(c)
@@ -598,7 +598,7 @@ func (s *run) exhaust() {
 	}
 }
 
-// deepen admits the nodes of a cell that hold the next higher number of
+// deepen admits the nodes of a cohort that hold the next higher number of
 // replicas.
 func (s *run) deepen(b *berth) bool {
 	full, most := s.w.want.shape.full, int(s.w.want.maxPerNode)

@@ -23,6 +23,10 @@ type tally struct {
 	failed                                                 int32
 	// Out of service on account of what was decided about them.
 	disrupted int
+	// In service, as far as the update strategy asks.
+	serving int
+	// Assigned at the revision that is rolled out, and healthy at it.
+	current, healthy int32
 
 	failReason, retryReason *pb.Reason
 	retryAt                 int64
@@ -116,7 +120,7 @@ func (d *decider) why(r *run) string {
 // stored.
 func (b *builder) writeStatus() {
 	w, t := b.w, &b.tally
-	if t.busy || b.truncated || w.want == nil || b.step != nil && b.step.leaves {
+	if t.busy || b.truncated || w.want == nil || b.step != nil && (b.step.leaves || b.step.rewrites) {
 		return
 	}
 	if w.want.kind == pb.WorkloadKind_GLOBAL && t.desired == 0 && !t.stop && !t.leave {

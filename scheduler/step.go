@@ -31,8 +31,10 @@ type Step struct {
 	effects []effect
 	// Status that it writes; nil for none.
 	status *pb.WorkloadStatus
-	// It deletes the workload's record.
-	leaves bool
+	// Likewise, the record of a rollout.
+	rollout *pb.Rollout
+	// It deletes the workload's record, or takes it back to an earlier revision.
+	leaves, rewrites bool
 	// With it, everything that is to be done about the workload now is done.
 	last bool
 }
@@ -70,7 +72,10 @@ func (p *Picture) Assume(s Step) {
 	if s.status != nil {
 		w.assumed = s.status
 	}
-	w.leaving = w.leaving || s.leaves
+	if s.rollout != nil {
+		w.assumedRollout = s.rollout
+	}
+	w.leaving, w.rewriting = w.leaving || s.leaves, w.rewriting || s.rewrites
 	if s.last {
 		p.dirty.remove(w)
 	}
@@ -84,7 +89,10 @@ func (p *Picture) Confirm(s Step, revision int64) {
 }
 
 // Rollback ends the assumption of a step that was refused.
-func (p *Picture) Rollback(s Step) { p.unassume(s) }
+func (p *Picture) Rollback(s Step) {
+	p.unassume(s)
+	p.thin()
+}
 
 // settle ends the assumptions of confirmed steps that the picture has reached.
 func (p *Picture) settle() {
@@ -98,6 +106,7 @@ func (p *Picture) settle() {
 	}
 	clear(p.confirmed[len(later):])
 	p.confirmed = later
+	p.thin()
 }
 
 func (p *Picture) unassume(s Step) {
@@ -118,8 +127,14 @@ func (p *Picture) unassume(s Step) {
 	if s.status != nil && w.assumed == s.status {
 		w.assumed = nil
 	}
+	if s.rollout != nil && w.assumedRollout == s.rollout {
+		w.assumedRollout = nil
+	}
 	if s.leaves {
 		w.leaving = false
+	}
+	if s.rewrites {
+		w.rewriting = false
 	}
 	if p.workloads[s.Workload] == w {
 		p.touch(w)

@@ -25,11 +25,21 @@ type workload struct {
 	statusMod int64
 	// A status that was assumed and is not confirmed; decisions compare with it.
 	assumed *pb.WorkloadStatus
-	// Deletion of the record itself was assumed.
-	leaving bool
+	// Deletion of the record itself was assumed, or that it goes back to an
+	// earlier revision.
+	leaving, rewriting bool
+	// As it is stored, for going back; shared with the store.
+	record []byte
+
+	rollout    *pb.Rollout
+	rolloutMod int64
+	// One that was assumed and is not confirmed.
+	assumedRollout *pb.Rollout
 
 	// By number.
 	replicas []*replica
+	// Some of them are to be dropped.
+	thins bool
 	// By mod_revision, oldest first.
 	revisions []storedRevision
 
@@ -42,6 +52,8 @@ type workload struct {
 type storedRevision struct {
 	name string
 	mod  int64
+	// Shared with the store.
+	value []byte
 }
 
 // want is what of a workload's spec decides.
@@ -55,10 +67,14 @@ type want struct {
 	replicas  int32
 	exclusive bool
 	priority  int32
-	parallel  int
-	policy    pb.PlacementPolicy
-	shape     *shape
-	layout    *layout
+	update    strategy
+	// The revision whose canaries were accepted, and when users last changed
+	// something.
+	promoted string
+	changed  int64
+	policy   pb.PlacementPolicy
+	shape    *shape
+	layout   *layout
 	// Of this workload's replicas; 0: no bound.
 	maxPerNode int32
 	// Why nothing can be decided about it: admission lets no such spec pass.
@@ -95,7 +111,7 @@ func (p *Picture) workloadNamed(id string) *workload {
 
 // forgetWorkload drops a workload that nothing is stored of any more.
 func (p *Picture) forgetWorkload(w *workload) {
-	if w.mod != 0 || w.statusMod != 0 || len(w.replicas) > 0 || len(w.revisions) > 0 {
+	if w.mod != 0 || w.statusMod != 0 || w.rolloutMod != 0 || len(w.replicas) > 0 || len(w.revisions) > 0 {
 		return
 	}
 	p.dirty.remove(w)
@@ -105,23 +121,22 @@ func (p *Picture) forgetWorkload(w *workload) {
 	delete(p.workloads, w.id)
 }
 
-func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload) {
+func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
 	old := w.want
-	w.mod, w.created, w.want = mod, created, nil
+	w.mod, w.created, w.want, w.record = mod, created, nil, value
 	if rec != nil {
 		w.want = p.wantOf(rec)
 	}
 	if old != nil {
-		p.dropLayout(old.layout)
-		p.dropShape(old.shape)
+		p.dropWant(old)
 	}
 	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
 		p.globals.add(w)
 	} else {
 		p.globals.remove(w)
 	}
-	w.leaving = false
+	w.leaving, w.rewriting = false, false
 	p.touch(w)
 	p.forgetWorkload(w)
 }
@@ -134,11 +149,18 @@ func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	p.forgetWorkload(w)
 }
 
-func (p *Picture) putRevision(id, name string, mod int64) {
+func (p *Picture) putRollout(id string, mod int64, rec *pb.Rollout) {
+	w := p.workloadNamed(id)
+	w.rolloutMod, w.rollout = mod, rec
+	p.touch(w)
+	p.forgetWorkload(w)
+}
+
+func (p *Picture) putRevision(id, name string, mod int64, value []byte) {
 	w := p.workloadNamed(id)
 	w.revisions = slices.DeleteFunc(w.revisions, func(r storedRevision) bool { return r.name == name })
 	if mod != 0 {
-		w.revisions = append(w.revisions, storedRevision{name, mod})
+		w.revisions = append(w.revisions, storedRevision{name, mod, value})
 		slices.SortFunc(w.revisions, func(a, b storedRevision) int { return cmp.Compare(a.mod, b.mod) })
 	}
 	p.touch(w)
@@ -156,8 +178,12 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 	out := &want{
 		uid: rec.Uid, revision: rec.Revision, restart: rec.RestartGeneration,
 		kind: s.GetKind(), runtime: typeOf(s), desired: s.GetDesiredState(), replicas: 1,
-		priority: defaultPriority, parallel: max(1, int(s.GetUpdate().GetMaxParallel())), policy: s.GetPlacement().GetPolicy(),
+		priority: defaultPriority, update: strategyOf(s.GetUpdate()), policy: s.GetPlacement().GetPolicy(),
 	}
+	if out.kind != pb.WorkloadKind_SERVICE {
+		out.update.surge, out.update.canary = 0, 0
+	}
+	out.promoted, out.changed = rec.PromotedRevision, unixNano(rec.UpdateTime)
 	if s != nil && s.Replicas != nil {
 		out.replicas = max(0, *s.Replicas)
 	}
@@ -236,6 +262,12 @@ func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, need
 	s := &shape{key: string(key), uses: 1, filter: f, needs: needs, ports: ports}
 	p.shapes[s.key] = s
 	return s
+}
+
+// dropWant gives back what a want shares with others.
+func (p *Picture) dropWant(w *want) {
+	p.dropLayout(w.layout)
+	p.dropShape(w.shape)
 }
 
 func (p *Picture) dropShape(s *shape) {

@@ -246,11 +246,13 @@ func (w *world) submit(spec *pb.WorkloadSpec, revision string) {
 	if !w.load(model.WorkloadKey(spec.Id), rec) {
 		rec.Uid = fmt.Sprintf("uid-%s-%d", spec.Id, w.revision)
 	}
-	rec.Spec, rec.Revision = spec, revision
-	w.apply(&pb.Txn{Success: []*pb.RequestOp{
-		model.Put(model.WorkloadKey(spec.Id), rec, 0),
-		model.Put(model.RevisionKey(spec.Id, revision), &pb.Revision{Spec: spec, Revision: revision}, 0),
-	}})
+	ops := []*pb.RequestOp{}
+	if rec.Revision != revision {
+		rec.PromotedRevision = ""
+		ops = append(ops, model.Put(model.RevisionKey(spec.Id, revision), &pb.Revision{Spec: spec, Revision: revision, CreateTime: timestamppb.New(w.now)}, 0))
+	}
+	rec.Spec, rec.Revision, rec.UpdateTime = spec, revision, timestamppb.New(w.now)
+	w.apply(&pb.Txn{Success: append(ops, model.Put(model.WorkloadKey(spec.Id), rec, 0))})
 }
 
 func (w *world) changeWorkload(id string, change func(*pb.Workload)) bool {
@@ -259,6 +261,7 @@ func (w *world) changeWorkload(id string, change func(*pb.Workload)) bool {
 		return false
 	}
 	change(rec)
+	rec.UpdateTime = timestamppb.New(w.now)
 	w.put(model.WorkloadKey(id), rec)
 	return true
 }

@@ -540,3 +540,43 @@ func TestForeignContainersAreLeftAlone(t *testing.T) {
 		t.Errorf("it is gone: %v", err)
 	}
 }
+
+// That somebody else stopped a container is seen, whatever its program makes of
+// the signal; a container that ends by itself was not stopped.
+func TestStoppedByHand(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		_ = f.runtime.Watch(ctx, func() {})
+	}()
+	defer func() { cancel(); <-watching }()
+	eventually(t, func() (bool, error) {
+		f.runtime.cache.mu.Lock()
+		defer f.runtime.cache.mu.Unlock()
+		if !f.runtime.cache.on {
+			return false, errors.New("the engine's events are not watched")
+		}
+		return true, nil
+	})
+	stopped, err := f.apply(runtimetest.Item("stopped", spec("wait")), agent.Policy{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.apply(runtimetest.Item("ended", spec("exit", "3")), agent.Policy{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.runtime.api.ContainerStop(t.Context(), stopped.ID, client.ContainerStopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() (bool, error) {
+		all, err := f.runtime.List(t.Context())
+		for _, in := range all {
+			if err == nil && in.Phase != agent.Exited || in.Stopped != (in.ID == stopped.ID) {
+				err = errors.New(in.ID + " is " + in.Phase.String())
+			}
+		}
+		return true, err
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,6 +50,7 @@ func (r *Runtime) List(ctx context.Context) ([]agent.Instance, error) {
 			r.log.Warn("a container has labels of this node that make no sense", "container", item.ID, "error", err)
 			continue
 		}
+		in.Stopped = in.Phase == agent.Exited && r.cache.wasStopped(item.ID)
 		r.cache.put(item.ID, found.Container.State.Status, in, version)
 		all = append(all, in)
 	}
@@ -129,6 +131,12 @@ func (r *Runtime) watchOnce(ctx context.Context, changed func()) {
 				continue // health checks and people looking around
 			}
 			r.cache.forget(e.Actor.ID)
+			switch e.Action {
+			case events.ActionStop, events.ActionKill:
+				r.cache.noteStop(e.Actor.ID, e.Actor.Attributes["signal"])
+			case events.ActionStart:
+				r.cache.noteStart(e.Actor.ID)
+			}
 			changed()
 		case err := <-stream.Err:
 			r.log.Debug("events ended", "error", err)
@@ -144,6 +152,8 @@ type cache struct {
 	on      bool
 	entries map[string]cached
 	changes int
+	// stopped are containers that somebody had the engine stop or kill.
+	stopped map[string]bool
 }
 
 type cached struct {
@@ -154,7 +164,7 @@ type cached struct {
 func (c *cache) watching(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.on, c.entries = on, map[string]cached{}
+	c.on, c.entries, c.stopped = on, map[string]cached{}, map[string]bool{}
 	c.changes++
 }
 
@@ -191,4 +201,27 @@ func (c *cache) keep(ids map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	maps.DeleteFunc(c.entries, func(id string, _ cached) bool { return !ids[id] })
+	maps.DeleteFunc(c.stopped, func(id string, _ bool) bool { return !ids[id] })
+}
+
+// noteStop takes a signal, as a number, for an order to end where it is one by
+// which people stop programs; none is the engine's own stop.
+func (c *cache) noteStop(id, signal string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.Contains([]string{"", "2", "9", "15"}, signal) {
+		c.stopped[id] = true
+	}
+}
+
+func (c *cache) noteStart(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.stopped, id)
+}
+
+func (c *cache) wasStopped(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stopped[id]
 }

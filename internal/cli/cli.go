@@ -181,7 +181,7 @@ func (a *app) clusterCommands() []*cobra.Command {
 }
 
 func (a *app) machineCommands() []*cobra.Command {
-	return inGroup(groupMachine, a.devCommand(), a.initCommand(), a.joinCommand(), a.serverCommand(), a.agentCommand())
+	return inGroup(groupMachine, a.devCommand(), a.initCommand(), a.joinCommand(), a.serverCommand(), a.agentCommand(), a.simCommand())
 }
 
 func inGroup(id string, commands ...*cobra.Command) []*cobra.Command {

@@ -57,6 +57,9 @@ func ScaleWorkload(v Reader, req *pb.ScaleWorkloadRequest, m Meta) (*pb.Txn, *pb
 		return nil, w, nil
 	}
 	w.Spec.Replicas = proto.Int32(req.GetReplicas())
+	if checkMinHealthy(&errs, w.Spec); len(errs) > 0 {
+		return nil, nil, errs
+	}
 	return changeWorkload(w, m, pb.EventType_WORKLOAD_UPDATED, fmt.Sprintf("scaled from %d to %d replicas", before, req.GetReplicas())), w, nil
 }
 

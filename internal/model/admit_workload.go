@@ -56,6 +56,9 @@ func ApplyWorkload(v Reader, req *pb.ApplyWorkloadRequest, m Meta) (*pb.Txn, pb.
 	outcome, event := pb.ApplyWorkloadResponse_UPDATED, &pb.Event{
 		Type: pb.EventType_WORKLOAD_UPDATED, WorkloadId: spec.Id, Message: "spec changed, replicas keep running at revision " + next.Revision,
 	}
+	if next.Revision == stored.Revision {
+		next.PromotedRevision = stored.PromotedRevision
+	}
 	switch {
 	case !exists:
 		next.Uid, next.CreateTime = m.NewID, now
@@ -65,12 +68,11 @@ func ApplyWorkload(v Reader, req *pb.ApplyWorkloadRequest, m Meta) (*pb.Txn, pb.
 	}
 	txn := &pb.Txn{Compare: []*pb.Compare{Unchanged(key, mod)}, Success: []*pb.RequestOp{Put(key, next, 0)}}
 	if next.Revision != stored.Revision {
-		txn.Success = append(txn.Success, Put(RevisionKey(spec.Id, next.Revision), &pb.Revision{Spec: spec, Revision: next.Revision, CreateTime: now, Uid: next.Uid}, 0))
-		old, err := supersededRevisions(v, next)
+		history, err := newestRevision(v, next)
 		if err != nil {
 			return nil, unchanged, nil, err
 		}
-		txn.Success = append(txn.Success, old...)
+		txn.Success = append(txn.Success, history...)
 	}
 	txn.Success = append(txn.Success, m.event(event))
 	if req.IdempotencyKey != "" {
@@ -164,23 +166,29 @@ func deleting(w *pb.Workload) bool {
 	return w.GetSpec().GetDesiredState() == pb.DesiredState_DESIRED_DELETED
 }
 
-// supersededRevisions deletes the oldest revisions beyond those that are kept.
-func supersededRevisions(v Reader, next *pb.Workload) ([]*pb.RequestOp, error) {
-	var all []*pb.Revision
-	for kv := range v.Scan(RevisionKey(next.Spec.Id, "")) {
-		r := &pb.Revision{}
-		if err := Parse(kv, r); err != nil {
-			return nil, err
-		}
-		if r.Revision != next.Revision {
-			all = append(all, r)
-		}
+// newestRevision stores the workload's revision as the newest of its history and
+// deletes the oldest beyond those that are kept.
+func newestRevision(v Reader, next *pb.Workload) ([]*pb.RequestOp, error) {
+	ops := []*pb.RequestOp{Put(RevisionKey(next.Spec.Id, next.Revision), &pb.Revision{
+		Spec: next.Spec, Revision: next.Revision, CreateTime: next.UpdateTime, Uid: next.Uid,
+	}, 0)}
+	all, err := revisions(v, next.Spec.Id)
+	if err != nil {
+		return nil, err
 	}
-	surplus := len(all) + 1 - keptRevisions
-	if surplus <= 0 {
-		return nil, nil
+	all = slices.DeleteFunc(all, func(r *pb.Revision) bool { return r.Revision == next.Revision })
+	if len(all) < keptRevisions {
+		return ops, nil
 	}
-	used := map[string]bool{}
+	rollout := &pb.Rollout{}
+	if _, _, err := Load(v, RolloutKey(next.Spec.Id), rollout); err != nil {
+		return nil, err
+	}
+	// What an update may have to be taken back to is in use, too.
+	used := map[string]bool{rollout.Previous: true}
+	if rollout.State == pb.RolloutState_ROLLOUT_COMPLETED {
+		used[rollout.Revision] = true
+	}
 	for kv := range v.Scan(AssignmentsPrefix + next.Spec.Id + "/") {
 		a := &pb.Assignment{}
 		if err := Parse(kv, a); err != nil {
@@ -188,14 +196,26 @@ func supersededRevisions(v Reader, next *pb.Workload) ([]*pb.RequestOp, error) {
 		}
 		used[a.Revision] = true
 	}
-	slices.SortStableFunc(all, func(x, y *pb.Revision) int {
-		return cmp.Or(x.CreateTime.AsTime().Compare(y.CreateTime.AsTime()), strings.Compare(x.Revision, y.Revision))
-	})
-	var ops []*pb.RequestOp
-	for _, r := range all[:surplus] {
+	for _, r := range all[keptRevisions-1:] {
 		if !used[r.Revision] {
 			ops = append(ops, Delete(RevisionKey(next.Spec.Id, r.Revision)))
 		}
 	}
 	return ops, nil
+}
+
+// revisions are those that are kept of a workload, the newest first.
+func revisions(v Reader, id string) ([]*pb.Revision, error) {
+	var all []*pb.Revision
+	for kv := range v.Scan(RevisionKey(id, "")) {
+		r := &pb.Revision{}
+		if err := Parse(kv, r); err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	slices.SortFunc(all, func(x, y *pb.Revision) int {
+		return cmp.Or(y.CreateTime.AsTime().Compare(x.CreateTime.AsTime()), strings.Compare(x.Revision, y.Revision))
+	})
+	return all, nil
 }

@@ -29,6 +29,8 @@ const (
 
 	EpochKey   = SystemPrefix + "epoch"
 	ClusterKey = SystemPrefix + "cluster"
+	// Holds pb.SchedulerConfig; what is absent means the defaults.
+	SchedulerKey = SystemPrefix + "scheduler"
 )
 
 // SystemPrefixes are all prefixes that belong to Persys itself.
@@ -41,6 +43,7 @@ func NodeKey(id string) string           { return NodesPrefix + id }
 func NodeLeaseKey(id string) string      { return NodesPrefix + id + "/lease" }
 func WorkloadKey(id string) string       { return WorkloadsPrefix + id }
 func WorkloadStatusKey(id string) string { return WorkloadsPrefix + id + "/status" }
+func RolloutKey(id string) string        { return WorkloadsPrefix + id + "/rollout" }
 func MemberKey(id string) string         { return MembersPrefix + id }
 func TokenKey(id string) string          { return TokensPrefix + id }
 func CertificateKey(serial string) string {

@@ -157,7 +157,15 @@ func TestReportStatus(t *testing.T) {
 			if c.stored != nil {
 				k.put(ReplicaKey("web", 0), c.stored)
 			}
-			txn, err := ReportStatus(k.store.View(), "a1", c.report, at)
+			var recorded []*pb.ReplicaKey
+			if c.stored.GetNodeId() == "a1" {
+				recorded = append(recorded, &pb.ReplicaKey{WorkloadId: "web"})
+			}
+			words, err := Words("a1", c.report, recorded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			txn, err := ReportStatus(k.store.View(), words, at)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,13 +192,12 @@ func TestRunningAgain(t *testing.T) {
 		before, now *pb.Replica
 		want        string
 	}{
-		"first":                  {&pb.Replica{}, &pb.Replica{Generation: 2}, "replica 0 is running on a1"},
-		"after its image was in": {&pb.Replica{Generation: 2, State: pb.State_RETRY_PENDING, Reason: exited}, &pb.Replica{Generation: 2}, "replica 0 is running on a1"},
-		"of another generation":  {&pb.Replica{Generation: 1, State: pb.State_RETRY_PENDING, Reason: exited}, &pb.Replica{Generation: 2, Restarts: 1}, "replica 0 is running on a1"},
-		"after a pause":          {&pb.Replica{Generation: 2, State: pb.State_RETRY_PENDING, Restarts: 1, Reason: exited}, &pb.Replica{Generation: 2, Restarts: 1}, "replica 0 is running on a1 again, restart 1, after: exited with code 3"},
-		"why was not heard of":   {&pb.Replica{Generation: 2, State: pb.State_SCHEDULED}, &pb.Replica{Generation: 2, Restarts: 1}, "replica 0 is running on a1 again, restart 1"},
+		"first":                  {&pb.Replica{}, &pb.Replica{Generation: 2}, ""},
+		"after its image was in": {&pb.Replica{Generation: 2, State: pb.State_RETRY_PENDING, Reason: exited}, &pb.Replica{Generation: 2}, ""},
+		"of another generation":  {&pb.Replica{Generation: 1, State: pb.State_RETRY_PENDING, Reason: exited}, &pb.Replica{Generation: 2, Restarts: 1}, ""},
+		"after a pause":          {&pb.Replica{Generation: 2, State: pb.State_RETRY_PENDING, Restarts: 1, Reason: exited}, &pb.Replica{Generation: 2, Restarts: 1}, " again, restart 1, after: exited with code 3"},
+		"why was not heard of":   {&pb.Replica{Generation: 2, State: pb.State_SCHEDULED}, &pb.Replica{Generation: 2, Restarts: 1}, " again, restart 1"},
 	} {
-		c.now.NodeId = "a1"
 		if got := runningAgain(c.before, c.now); got != c.want {
 			t.Errorf("%s: %s", name, got)
 		}

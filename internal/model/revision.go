@@ -39,9 +39,7 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	if s.Update == nil {
 		s.Update = &pb.UpdateStrategy{}
 	}
-	if s.Update.MaxParallel == 0 {
-		s.Update.MaxParallel = defaultMaxParallel
-	}
+	normalizeUpdate(s.Update)
 	if s.Restart == nil {
 		s.Restart = &pb.RestartPolicy{}
 	}

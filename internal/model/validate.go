@@ -46,9 +46,7 @@ func Validate(spec *pb.WorkloadSpec) error {
 	checkLabels(&errs, "labels", spec.Labels)
 	checkResources(&errs, spec)
 	checkPlacement(&errs, spec)
-	if n := spec.Update.GetMaxParallel(); n < 0 {
-		errs.add("update.max_parallel", "%d is negative; allowed: 1 or more, 0 for the default of 1", n)
-	}
+	checkUpdate(&errs, spec)
 	checkRestart(&errs, spec)
 	if spec.Priority != nil {
 		checkRange(&errs, "priority", *spec.Priority, 0, MaxPriority)
@@ -71,18 +69,10 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 			errs.add(path, "not supported by this version; allowed: leave it out")
 		}
 	}
-	p, u, r := spec.Placement, spec.Update, spec.Resources
+	p, r := spec.Placement, spec.Resources
 	refuse("resources.devices", len(r.GetDevices()) > 0)
 	refuse("resources.storage", len(r.GetStorage()) > 0)
 	refuse("placement.workload_affinities", len(p.GetWorkloadAffinities()) > 0)
-	refuse("update.min_healthy", u.GetMinHealthy() != "")
-	refuse("update.max_surge", u.GetMaxSurge() != 0)
-	refuse("update.min_healthy_seconds", u != nil && u.MinHealthySeconds != nil)
-	refuse("update.healthy_deadline_seconds", u != nil && u.HealthyDeadlineSeconds != nil)
-	refuse("update.progress_deadline_seconds", u != nil && u.ProgressDeadlineSeconds != nil)
-	refuse("update.canary", u.GetCanary() != 0)
-	refuse("update.auto_promote", u.GetAutoPromote())
-	refuse("update.auto_rollback", u.GetAutoRollback())
 	refuse("preemption", spec.Preemption != nil)
 	refuse("schedule", spec.Schedule != nil)
 }

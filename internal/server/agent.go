@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/persys-dev/persys/agent"
@@ -58,8 +59,8 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 	if err := id.belongs(c.DataDir, own.Identity()); err != nil {
 		return err
 	}
-	connections := newPeers(credentials.NewTLS(own.ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2")))
-	defer connections.close()
+	connections := NewAgentConnections(own)
+	defer connections.Close()
 	capacity, err := c.capacity()
 	if err != nil {
 		return err
@@ -80,14 +81,7 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 	a, err := agent.New(agent.Config{
 		NodeID: c.Name, ClusterID: id.ClusterID, Incarnation: id.Incarnation, DataDir: dir, Version: Version,
 		Labels: c.labels(id), Pool: c.Pool, Taints: taints, Address: c.Advertise, Capacity: capacity,
-		Servers: servers,
-		Dial: func(_ context.Context, address string) (pb.AgentsClient, error) {
-			conn, err := connections.dial(address)
-			if err != nil {
-				return nil, err
-			}
-			return pb.NewAgentsClient(conn), nil
-		},
+		Servers: servers, Dial: connections.Dial,
 		Runtimes: runtimes, Guard: guard, AllowedBindRoots: c.AllowBindRoots, AllowPrivileged: c.AllowPrivileged,
 		Logger: log, Registerer: registry,
 	})
@@ -96,6 +90,27 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 	}
 	return a.Run(ctx)
 }
+
+// AgentConnections are an agent's to the servers. Its certificate says which node
+// it speaks for, so no two agents share any.
+type AgentConnections struct{ peers *peers }
+
+// NewAgentConnections connects when it is asked to.
+func NewAgentConnections(own *pki.Credentials, more ...grpc.DialOption) *AgentConnections {
+	return &AgentConnections{newPeers(credentials.NewTLS(own.ClientTLS(pki.RequireRole(pb.Role_ROLE_SERVER), "h2")), more...)}
+}
+
+// Dial gives a client for a server.
+func (c *AgentConnections) Dial(_ context.Context, address string) (pb.AgentsClient, error) {
+	conn, err := c.peers.dial(address)
+	if err != nil {
+		return nil, err
+	}
+	return pb.NewAgentsClient(conn), nil
+}
+
+// Close ends all of them.
+func (c *AgentConnections) Close() { c.peers.close() }
 
 // capacity is what the configuration says the node offers; nil where it says
 // nothing.

@@ -2,99 +2,72 @@ package server
 
 import (
 	"context"
-
-	"google.golang.org/protobuf/proto"
+	"sync"
+	"time"
 
 	"github.com/persys-dev/persys/fsm"
 	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
-// desired knows which assignments each node has, at one keyspace revision, and
-// tells the sessions of this replica what changes. It follows the store and
-// never writes.
+// desiredGap is the least time between two sets to one agent: what changes
+// meanwhile is told in one.
+const desiredGap = 10 * time.Millisecond
+
+// desired tells the sessions of this replica which assignments of their nodes
+// change. It holds no assignments: the picture knows which are on a node, the
+// store what they say.
 type desired struct {
-	progress
-	node   map[string]string                     // assignment key → node
-	byNode map[string]map[string]*pb.Assignment  // node → assignment key → assignment
-	subs   map[string]map[*subscription]struct{} // node → its sessions
+	picture *picture
+
+	mu sync.Mutex
+	// Sessions have been told of, or owe to tell, every change up to here.
+	revision int64
+	subs     map[string]map[*subscription]struct{} // node → its sessions
 }
 
-func newDesired() *desired {
-	return &desired{
-		progress: newProgress(),
-		node:     map[string]string{},
-		byNode:   map[string]map[string]*pb.Assignment{},
-		subs:     map[string]map[*subscription]struct{}{},
-	}
+func newDesired(p *picture) *desired {
+	d := &desired{picture: p, subs: map[string]map[*subscription]struct{}{}}
+	p.tell = d.touch
+	return d
 }
 
-// reset starts over from a view; every session gets a complete set.
-func (d *desired) reset(v *fsm.View) error {
+// reset has every session get a complete set.
+func (d *desired) reset(revision int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.node, d.byNode = map[string]string{}, map[string]map[string]*pb.Assignment{}
-	for kv := range v.Scan(model.AssignmentsPrefix) {
-		if err := d.put(string(kv.Key), kv.Value); err != nil {
-			return err
-		}
-	}
 	for _, subs := range d.subs {
 		for s := range subs {
 			s.complete = true
 			s.signal()
 		}
 	}
-	d.advance(v.Revision())
-	return nil
+	d.revision = revision
 }
 
-// apply takes the events of the whole keyspace up to revision.
-func (d *desired) apply(events []*pb.KeyEvent, revision int64) error {
+// advance says that the picture shows a revision.
+func (d *desired) advance(revision int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, e := range events {
-		key := string(e.Kv.Key)
-		if _, _, ok := model.SplitReplicaKey(model.AssignmentsPrefix, key); !ok {
-			continue
-		}
-		if before, ok := d.node[key]; ok {
-			generation := d.byNode[before][key].GetGeneration()
-			delete(d.byNode[before], key)
-			delete(d.node, key)
-			d.touch(before, key, generation)
-		}
-		if e.Type == pb.KeyEvent_PUT {
-			if err := d.put(key, e.Kv.Value); err != nil {
-				return err
-			}
-			d.touch(d.node[key], key, 0)
-		}
-	}
-	d.advance(revision)
-	return nil
+	d.revision = revision
 }
 
-func (d *desired) put(key string, value []byte) error {
-	a := &pb.Assignment{}
-	if err := proto.Unmarshal(value, a); err != nil {
-		return err
-	}
-	if d.byNode[a.NodeId] == nil {
-		d.byNode[a.NodeId] = map[string]*pb.Assignment{}
-	}
-	d.byNode[a.NodeId][key] = a
-	d.node[key] = a.NodeId
-	return nil
-}
-
-// touch notes that the node's sessions have to hear of the key, and which
-// generation of it went.
-func (d *desired) touch(node, key string, gone int64) {
+// touch notes that an assignment came to the node or went, and which generation
+// of it went. The picture calls it.
+func (d *desired) touch(node, workload string, number int32, gone int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for s := range d.subs[node] {
-		s.changed[key] = max(s.changed[key], gone)
+		place := place{workload, number}
+		s.changed[place] = max(s.changed[place], gone)
 		s.signal()
 	}
+}
+
+// place is where an assignment is: the number of a workload's replica.
+type place struct {
+	workload string
+	number   int32
 }
 
 // subscription is what one session has still to be told.
@@ -102,13 +75,13 @@ type subscription struct {
 	hub      *desired
 	node     string
 	complete bool
-	// Keys that changed, with the newest generation that was taken away.
-	changed map[string]int64
+	// What changed, with the newest generation that was taken away.
+	changed map[place]int64
 	wake    chan struct{}
 }
 
 func (d *desired) subscribe(node string) *subscription {
-	s := &subscription{hub: d, node: node, complete: true, changed: map[string]int64{}, wake: make(chan struct{}, 1)}
+	s := &subscription{hub: d, node: node, complete: true, changed: map[place]int64{}, wake: make(chan struct{}, 1)}
 	s.signal()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -135,49 +108,74 @@ func (s *subscription) signal() {
 	}
 }
 
-// next waits for something to tell and returns it. The specs are read from a
-// view made afterwards: where an assignment's revision is gone by then, the
-// assignment has changed again, and a later set says how.
+// next waits for something to tell and returns it. What assignments say is read
+// from a view made afterwards: where one is not there, or not on the node, it has
+// changed again, and a later set says how.
 func (s *subscription) next(ctx context.Context, view func() *fsm.View) (*pb.DesiredSet, error) {
 	select {
 	case <-s.wake:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	set, assignments := s.take()
+	set, places := s.take()
+	specs := map[[2]string]*pb.WorkloadSpec{}
 	v := view()
-	for _, a := range assignments {
-		revision := &pb.Revision{}
-		_, ok, err := model.Load(v, model.RevisionKey(a.WorkloadId, a.Revision), revision)
+	for place, gone := range places {
+		a := &pb.Assignment{}
+		_, ok, err := model.Load(v, model.AssignmentKey(place.workload, place.number), a)
 		if err != nil {
 			return nil, err
 		}
-		if ok {
-			set.Items = append(set.Items, &pb.DesiredItem{Assignment: a, Spec: revision.Spec})
+		if !ok || a.NodeId != s.node {
+			if gone > 0 {
+				set.Removed = append(set.Removed, &pb.ReplicaKey{WorkloadId: place.workload, Replica: place.number, Generation: gone})
+			}
+			continue
 		}
+		of := [2]string{a.WorkloadId, a.Revision}
+		if specs[of] == nil {
+			revision := &pb.Revision{}
+			if _, ok, err := model.Load(v, model.RevisionKey(a.WorkloadId, a.Revision), revision); err != nil {
+				return nil, err
+			} else if !ok {
+				continue // the workload is being deleted, and the assignment with it
+			}
+			specs[of] = revision.Spec
+		}
+		set.Items = append(set.Items, &pb.DesiredItem{Assignment: a, Spec: specs[of]})
 	}
 	return set, nil
 }
 
-func (s *subscription) take() (*pb.DesiredSet, []*pb.Assignment) {
+// take returns what has to be looked up: of a complete set all that is on the
+// node.
+func (s *subscription) take() (*pb.DesiredSet, map[place]int64) {
+	if set, places := s.takeChanged(); set != nil {
+		return set, places
+	}
+	// While the picture stands still nothing is touched.
+	p := s.hub.picture
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	places := map[place]int64{}
+	for _, k := range p.current.AssignedTo(s.node) {
+		places[place{k.WorkloadId, k.Replica}] = 0
+	}
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	set := &pb.DesiredSet{Complete: s.complete, Revision: s.hub.revision}
-	var assignments []*pb.Assignment
-	if s.complete {
-		for _, a := range s.hub.byNode[s.node] {
-			assignments = append(assignments, a)
-		}
-	} else {
-		for key, generation := range s.changed {
-			if a, ok := s.hub.byNode[s.node][key]; ok {
-				assignments = append(assignments, a)
-			} else if workload, replica, ok := model.SplitReplicaKey(model.AssignmentsPrefix, key); ok {
-				set.Removed = append(set.Removed, &pb.ReplicaKey{WorkloadId: workload, Replica: replica, Generation: generation})
-			}
-		}
-	}
 	s.complete = false
 	clear(s.changed)
-	return set, assignments
+	return &pb.DesiredSet{Complete: true, Revision: p.current.Revision()}, places
+}
+
+// takeChanged returns nil where a complete set is due.
+func (s *subscription) takeChanged() (*pb.DesiredSet, map[place]int64) {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	if s.complete {
+		return nil, nil
+	}
+	changed := s.changed
+	s.changed = map[place]int64{}
+	return &pb.DesiredSet{Revision: s.hub.revision}, changed
 }

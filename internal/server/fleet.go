@@ -1,17 +1,20 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/persys-dev/persys/fsm"
@@ -23,6 +26,9 @@ import (
 const (
 	// Transactions of one relay that are proposed at once.
 	relayConcurrency = 256
+	// Replicas, and bytes of what is said of them, that one transaction takes in.
+	reportWords = 512
+	reportBytes = 256 << 10
 	// A transaction that lost a race is made anew from what is there now.
 	conflictRetries = 10
 )
@@ -33,9 +39,10 @@ var errStale = errors.New("changed meanwhile")
 // leading is one term of leadership: what its duties share, and the leader's
 // memory of the agents, which is gone with it.
 type leading struct {
-	epoch int64
-	store *raftstore.Store
-	ttl   time.Duration
+	epoch   int64
+	store   *raftstore.Store
+	picture *picture
+	ttl     time.Duration
 
 	mu     sync.Mutex
 	agents map[string]*agentMemory
@@ -51,111 +58,86 @@ type agentMemory struct {
 	usage       *pb.NodeUsage
 }
 
-func newLeading(store *raftstore.Store, epoch int64, ttl time.Duration) *leading {
-	return &leading{epoch: epoch, store: store, ttl: ttl, agents: map[string]*agentMemory{}}
+func newLeading(store *raftstore.Store, p *picture, epoch int64, ttl time.Duration) *leading {
+	return &leading{epoch: epoch, store: store, picture: p, ttl: ttl, agents: map[string]*agentMemory{}}
 }
 
 // propose carries out what decide makes of the current state, again when it
 // lost a race. A nil transaction means that there is nothing to do.
 func (l *leading) propose(ctx context.Context, decide func(*fsm.View) (*pb.Txn, error)) error {
 	for range conflictRetries {
-		txn, err := decide(l.store.View())
-		if err != nil || txn == nil {
+		if done, err := l.try(ctx, decide); done || err != nil {
 			return err
-		}
-		response, err := l.store.ProposeAsLeader(ctx, l.epoch, txn)
-		if err != nil {
-			return err
-		}
-		if response.Succeeded {
-			return nil
 		}
 	}
 	return errStale
 }
 
-// relay takes in what the agents attached to one replica said.
+// try reports whether nothing had changed meanwhile.
+func (l *leading) try(ctx context.Context, decide func(*fsm.View) (*pb.Txn, error)) (bool, error) {
+	txn, err := decide(l.store.View())
+	if err != nil || txn == nil {
+		return err == nil, err
+	}
+	response, err := l.store.ProposeAsLeader(ctx, l.epoch, txn)
+	return response.GetSucceeded(), err
+}
+
+// relay takes in what the agents attached to one replica said. Leases are
+// renewed before what takes longer: status.
 func (l *leading) relay(ctx context.Context, request *pb.RelayRequest) (*pb.RelayResponse, error) {
 	response := &pb.RelayResponse{Epoch: l.epoch, Results: make([]*pb.AgentReportResult, len(request.Reports))}
-	group, ctx := errgroup.WithContext(ctx)
+	group, registering := errgroup.WithContext(ctx)
 	group.SetLimit(relayConcurrency)
 	for i, report := range request.Reports {
+		response.Results[i] = &pb.AgentReportResult{Ok: true, LeaseTtlSeconds: int64(l.ttl / time.Second)}
+		if report.Hello == nil {
+			continue
+		}
 		group.Go(func() error {
-			result, err := l.hear(ctx, request.MemberId, report)
-			response.Results[i] = result
+			refusal, err := l.register(registering, report.Hello)
+			if refusal != nil {
+				response.Results[i] = &pb.AgentReportResult{Message: refusal.Error()}
+			}
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	return response, l.keepAlive(ctx, request, response)
+	if err := l.keepAlive(ctx, request, response); err != nil {
+		return nil, err
+	}
+	return response, l.takeStatus(ctx, request, response)
 }
 
-func (l *leading) hear(ctx context.Context, member string, report *pb.AgentReport) (*pb.AgentReportResult, error) {
-	result := &pb.AgentReportResult{Ok: true, LeaseTtlSeconds: int64(l.ttl / time.Second)}
-	if report.Hello != nil {
-		var refusal error
-		err := l.propose(ctx, func(v *fsm.View) (*pb.Txn, error) {
-			fresh := model.Lease{ID: newLeaseID(), TTLSeconds: int64(l.ttl / time.Second)}
-			txn, err := model.RegisterNode(v, report.Hello, fresh, time.Now())
-			refusal = err
-			return txn, err
-		})
-		if refusal != nil {
-			return &pb.AgentReportResult{Message: refusal.Error()}, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	if !l.remember(member, report) {
-		return &pb.AgentReportResult{Unknown: true}, nil
-	}
-	for _, s := range report.Status {
-		err := l.propose(ctx, func(v *fsm.View) (*pb.Txn, error) {
-			return model.ReportStatus(v, report.NodeId, s, time.Now())
-		})
-		if err != nil {
-			return nil, fmt.Errorf("status of node %s: %w", report.NodeId, err)
-		}
-	}
-	return result, nil
+// register takes in the hello of an agent, or says why it is refused.
+func (l *leading) register(ctx context.Context, hello *pb.AgentHello) (refusal, err error) {
+	err = l.propose(ctx, func(v *fsm.View) (*pb.Txn, error) {
+		fresh := model.Lease{ID: newLeaseID(), TTLSeconds: int64(l.ttl / time.Second)}
+		var txn *pb.Txn
+		txn, refusal = model.RegisterNode(v, hello, fresh, time.Now())
+		return txn, nil
+	})
+	return refusal, err
 }
 
-// remember takes in a heartbeat. It answers false where the node holds no lease
-// as this incarnation: then its agent has to introduce itself again.
-func (l *leading) remember(member string, report *pb.AgentReport) bool {
-	lease := &pb.NodeLease{}
-	_, ok, err := model.Load(l.store.View(), model.NodeLeaseKey(report.NodeId), lease)
-	if err != nil || !ok || lease.Incarnation != report.Incarnation {
-		return false
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	a := l.agents[report.NodeId]
-	if a == nil {
-		a = &agentMemory{}
-		l.agents[report.NodeId] = a
-	}
-	a.member, a.incarnation, a.lease, a.heard = member, report.Incarnation, lease.LeaseId, time.Now()
-	if u := report.GetHeartbeat().GetUsage(); u != nil {
-		a.usage = u
-	}
-	return true
-}
-
-// keepAlive renews the leases of those that were heard.
+// keepAlive takes in heartbeats, and renews the leases of those that were heard.
 func (l *leading) keepAlive(ctx context.Context, request *pb.RelayRequest, response *pb.RelayResponse) error {
 	var ids []int64
 	var of []int
-	l.mu.Lock()
+	view := l.store.View()
 	for i, report := range request.Reports {
-		if a := l.agents[report.NodeId]; a != nil && response.Results[i].Ok {
-			ids, of = append(ids, a.lease), append(of, i)
+		if !response.Results[i].Ok {
+			continue
 		}
+		lease, ok := l.remember(view, request.MemberId, report)
+		if !ok {
+			response.Results[i] = &pb.AgentReportResult{Unknown: true}
+			continue
+		}
+		ids, of = append(ids, lease), append(of, i)
 	}
-	l.mu.Unlock()
 	if len(ids) == 0 {
 		return nil
 	}
@@ -169,6 +151,121 @@ func (l *leading) keepAlive(ctx context.Context, request *pb.RelayRequest, respo
 		}
 	}
 	return nil
+}
+
+// remember takes in a heartbeat. It is not ok where the node holds no lease as
+// this incarnation: then its agent has to introduce itself again.
+func (l *leading) remember(v *fsm.View, member string, report *pb.AgentReport) (leaseID int64, ok bool) {
+	lease := &pb.NodeLease{}
+	_, ok, err := model.Load(v, model.NodeLeaseKey(report.NodeId), lease)
+	if err != nil || !ok || lease.Incarnation != report.Incarnation {
+		return 0, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.agents[report.NodeId]
+	if a == nil {
+		a = &agentMemory{}
+		l.agents[report.NodeId] = a
+	}
+	a.member, a.incarnation, a.lease, a.heard = member, report.Incarnation, lease.LeaseId, time.Now()
+	if u := report.GetHeartbeat().GetUsage(); u != nil {
+		a.usage = u
+	}
+	return lease.LeaseId, true
+}
+
+// takeStatus writes down what the agents say of their work. An agent's reports
+// are taken in in their order, those of different agents together: a few
+// transactions for all of them.
+func (l *leading) takeStatus(ctx context.Context, request *pb.RelayRequest, response *pb.RelayResponse) error {
+	for turn := 0; ; turn++ {
+		var words []model.Word
+		more := false
+		for i, report := range request.Reports {
+			if turn >= len(report.Status) || !response.Results[i].Ok {
+				continue
+			}
+			more = true
+			if err := l.tellDrifts(ctx, report.NodeId, report.Status[turn].Drifts); err != nil {
+				return err
+			}
+			said, refusal, err := l.wordsOf(ctx, report.NodeId, report.Status[turn])
+			if err != nil {
+				return err
+			}
+			if refusal != nil {
+				response.Results[i] = &pb.AgentReportResult{Message: refusal.Error()}
+				continue
+			}
+			words = append(words, said...)
+		}
+		if !more {
+			return nil
+		}
+		group, ctx := errgroup.WithContext(ctx)
+		group.SetLimit(relayConcurrency)
+		for len(words) > 0 {
+			n := together(words)
+			part := words[:n]
+			words = words[n:]
+			// In the order of keys, in which the state machine keeps them.
+			slices.SortFunc(part, func(a, b model.Word) int {
+				return cmp.Or(cmp.Compare(a.Replica.WorkloadId, b.Replica.WorkloadId), cmp.Compare(a.Replica.Replica, b.Replica.Replica))
+			})
+			group.Go(func() error { return l.takeWords(ctx, part) })
+		}
+		if err := group.Wait(); err != nil {
+			return fmt.Errorf("status of nodes: %w", err)
+		}
+	}
+}
+
+func (l *leading) tellDrifts(ctx context.Context, node string, drifts []*pb.Drift) error {
+	return l.propose(ctx, func(*fsm.View) (*pb.Txn, error) { return model.ReportDrifts(node, drifts, time.Now()), nil })
+}
+
+func (l *leading) wordsOf(ctx context.Context, node string, report *pb.StatusReport) (words []model.Word, refusal, err error) {
+	var recorded []*pb.ReplicaKey
+	if report.Full {
+		// The picture is to show all that the report could know of.
+		if recorded, err = l.picture.recordedOn(ctx, node, min(report.DesiredRevision, l.store.View().Revision())); err != nil {
+			return nil, nil, err
+		}
+	}
+	words, refusal = model.Words(node, report, recorded)
+	return words, refusal, nil
+}
+
+// together is how many of the words one transaction takes in: no two are of the
+// same replica.
+func together(words []model.Word) int {
+	seen := make(map[string]bool, min(len(words), reportWords))
+	bytes := 0
+	for i := range words {
+		key := words[i].Key()
+		bytes += proto.Size(words[i].Replica)
+		if i > 0 && (seen[key] || i == reportWords || bytes > reportBytes) {
+			return i
+		}
+		seen[key] = true
+	}
+	return len(words)
+}
+
+// takeWords writes words down in one transaction; where it lost a race, in two.
+func (l *leading) takeWords(ctx context.Context, words []model.Word) error {
+	decide := func(words []model.Word) func(v *fsm.View) (*pb.Txn, error) {
+		return func(v *fsm.View) (*pb.Txn, error) { return model.ReportStatus(v, words, time.Now()) }
+	}
+	if len(words) == 1 {
+		return l.propose(ctx, decide(words))
+	}
+	if done, err := l.try(ctx, decide(words)); done || err != nil {
+		return err
+	}
+	half := len(words) / 2
+	return errors.Join(l.takeWords(ctx, words[:half]), l.takeWords(ctx, words[half:]))
 }
 
 // usage is what the leader remembers of each node.

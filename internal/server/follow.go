@@ -50,9 +50,10 @@ func (p *progress) reached(ctx context.Context, revision int64) error {
 func (r *replica) follow(ctx context.Context) error {
 	for {
 		v := r.store.View()
-		if err := errors.Join(r.picture.reset(v), r.sessions.desired.reset(v)); err != nil {
+		if err := r.picture.reset(v); err != nil {
 			return fmt.Errorf("state at revision %d can't be read: %w", v.Revision(), err)
 		}
+		r.sessions.desired.reset(v.Revision())
 		err := r.followFrom(ctx, v.Revision())
 		var refused *fsm.Error
 		if !errors.As(err, &refused) || refused.Code != pb.TxnError_TXN_ERROR_COMPACTED {
@@ -69,8 +70,9 @@ func (r *replica) followFrom(ctx context.Context, after int64) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(r.picture.apply(events, revision), r.sessions.desired.apply(events, revision)); err != nil {
+		if err := r.picture.apply(events, revision); err != nil {
 			return err
 		}
+		r.sessions.desired.advance(revision)
 	}
 }

@@ -22,6 +22,10 @@ const (
 	// Placements decided in one plan, so that the first ones are committed while
 	// the next are decided.
 	planPlacements = 2000
+	// A decision that took longer is followed by as long a rest, at most so long:
+	// what changes meanwhile, the status of thousands of replicas perhaps, is
+	// looked at together.
+	restAfter, restMost = time.Millisecond, 50 * time.Millisecond
 
 	malformedPause = 5 * time.Second
 
@@ -35,7 +39,7 @@ const (
 // lead is everything that only the leader does. Its context ends with the
 // leadership; what it proposed late is refused by its epoch.
 func (r *replica) lead(ctx context.Context, epoch int64) error {
-	l := newLeading(r.store, epoch, r.config.LeaseTTL)
+	l := newLeading(r.store, r.picture, epoch, r.config.LeaseTTL)
 	if err := r.found(ctx, l); err != nil {
 		return err
 	}
@@ -86,10 +90,11 @@ func (r *replica) schedule(ctx context.Context, l *leading) error {
 			r.picture.rollback((<-outcomes).step)
 		}
 	}()
+	var rest <-chan time.Time
 	for {
 		var due <-chan time.Time
 		var moved <-chan struct{}
-		if pending < planSteps/2 {
+		if rest == nil && pending < planSteps/2 {
 			started := time.Now()
 			var plan *scheduler.Plan
 			plan, moved = r.picture.decide(started, options, planSteps-pending)
@@ -103,6 +108,9 @@ func (r *replica) schedule(ctx context.Context, l *leading) error {
 			if plan.More && len(plan.Steps) > 0 {
 				continue
 			}
+			if took := time.Since(started); took > restAfter {
+				rest, moved = time.After(min(took, restMost)), nil
+			}
 			if !plan.Wake.IsZero() {
 				due = time.After(max(time.Until(plan.Wake), time.Millisecond))
 			}
@@ -115,6 +123,8 @@ func (r *replica) schedule(ctx context.Context, l *leading) error {
 			}
 		case <-moved:
 		case <-due:
+		case <-rest:
+			rest = nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}

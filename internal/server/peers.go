@@ -34,13 +34,14 @@ const leaderWait = 10 * time.Second
 // peers keeps one connection to each server that was called.
 type peers struct {
 	creds credentials.TransportCredentials
+	more  []grpc.DialOption
 
 	mu    sync.Mutex
 	conns map[string]*grpc.ClientConn
 }
 
-func newPeers(creds credentials.TransportCredentials) *peers {
-	return &peers{creds: creds, conns: map[string]*grpc.ClientConn{}}
+func newPeers(creds credentials.TransportCredentials, more ...grpc.DialOption) *peers {
+	return &peers{creds: creds, more: more, conns: map[string]*grpc.ClientConn{}}
 }
 
 // dial returns the connection to address, which is made when it is used.
@@ -50,7 +51,7 @@ func (p *peers) dial(address string) (*grpc.ClientConn, error) {
 	if c := p.conns[address]; c != nil {
 		return c, nil
 	}
-	c, err := grpc.NewClient("passthrough:///"+address,
+	c, err := grpc.NewClient("passthrough:///"+address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(p.creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithStaticStreamWindowSize(streamWindow), grpc.WithStaticConnWindowSize(connWindow),
@@ -60,7 +61,7 @@ func (p *peers) dial(address string) (*grpc.ClientConn, error) {
 		}),
 		// A peer that has vanished without a word is noticed by this.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
-	)
+	}, p.more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"time"
 
 	"github.com/persys-dev/persys/fsm"
@@ -13,6 +14,8 @@ import (
 type picture struct {
 	progress
 	current *scheduler.Picture
+	// Moved of each picture.
+	tell func(node, workload string, replica int32, gone int64)
 }
 
 func newPicture() *picture {
@@ -26,7 +29,7 @@ func (p *picture) reset(v *fsm.View) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.current = fresh
+	p.current, fresh.Moved = fresh, p.tell
 	p.advance(v.Revision())
 	return nil
 }
@@ -75,4 +78,14 @@ func (p *picture) explain(id string) (*pb.Explanation, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.current.Explain(id)
+}
+
+// recordedOn is what is recorded of a node, at a revision or later.
+func (p *picture) recordedOn(ctx context.Context, node string, revision int64) ([]*pb.ReplicaKey, error) {
+	if err := p.reached(ctx, revision); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.current.RecordedOn(node), nil
 }

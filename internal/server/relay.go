@@ -3,10 +3,12 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
@@ -14,10 +16,14 @@ import (
 const (
 	relayTimeout = 2 * time.Second
 	relayBackoff = 100 * time.Millisecond
+	// What one relay carries, at least one report: the leader is to answer in time.
+	relayReports = 1024
+	relayBytes   = 1 << 20
 )
 
 // relay carries what this replica's agents say to the leader, in batches: while
-// one is under way the next gathers. What the leader did not acknowledge is
+// one is under way the next gathers. Who has waited longest comes first, so that
+// an agent with much to say delays nobody for long. What the leader did not acknowledge is
 // sent again, to the next leader if need be; agents notice nothing of it.
 func (s *sessions) relay(ctx context.Context, memberID string, send func(context.Context, *pb.RelayRequest) (*pb.RelayResponse, error)) error {
 	for {
@@ -55,12 +61,22 @@ func (s *sessions) gather(memberID string) ([]*session, *pb.RelayRequest) {
 	defer s.mu.Unlock()
 	request := &pb.RelayRequest{MemberId: memberID}
 	var batch []*session
-	for se := range s.waiting {
+	n, bytes := 0, 0
+	for ; n < len(s.waiting) && len(batch) < relayReports && bytes < relayBytes; n++ {
+		se := s.waiting[n]
+		se.waits = false
+		if s.byNode[se.node] != se {
+			continue // it has ended
+		}
 		se.flying, se.pending = se.pending, nil
 		batch = append(batch, se)
 		request.Reports = append(request.Reports, se.flying)
+		bytes += proto.Size(se.flying)
 	}
-	clear(s.waiting)
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	if len(s.waiting) > 0 {
+		s.signal()
+	}
 	return batch, request
 }
 

@@ -105,7 +105,7 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 	if err != nil {
 		return err
 	}
-	r.sessions = newSessions(log, newDesired(), r.store.View, r.store.Linearizable, r.welcome)
+	r.sessions = newSessions(log, newDesired(r.picture), r.store.View, r.store.Linearizable, r.welcome)
 	r.etcd = etcd.New(r.etcdConfig())
 	etcdJSON, err := r.etcdJSON()
 	if err != nil {

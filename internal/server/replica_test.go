@@ -26,7 +26,9 @@ var networks atomic.Int32
 // testCluster is a cluster of servers and agents in this process, each at a
 // loopback address of its own.
 type testCluster struct {
-	t       *testing.T
+	t       testing.TB
+	lease   time.Duration
+	quiet   bool // no log
 	network int32
 	hosts   int
 	first   *testHost
@@ -39,8 +41,8 @@ type testHost struct {
 	replica atomic.Pointer[replica]
 }
 
-func newTestCluster(t *testing.T) *testCluster {
-	return &testCluster{t: t, network: networks.Add(1)}
+func newTestCluster(t testing.TB) *testCluster {
+	return &testCluster{t: t, lease: 2 * time.Second, network: networks.Add(1)}
 }
 
 func (c *testCluster) config(name string) Config {
@@ -48,7 +50,7 @@ func (c *testCluster) config(name string) Config {
 	c.hosts++
 	config, err := Config{
 		Name: name, DataDir: filepath.Join(c.t.TempDir(), name), Advertise: fmt.Sprintf("127.%d.%d.%d", 20+os.Getpid()%70, c.network, c.hosts),
-		LeaseTTL: 2 * time.Second, DockerHost: "none",
+		LeaseTTL: c.lease, DockerHost: "none",
 	}.WithDefaults()
 	if err != nil {
 		c.t.Fatal(err)
@@ -106,6 +108,9 @@ func (c *testCluster) start(h *testHost) {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel, h.done = cancel, make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(testWriter{c.t}, &slog.HandlerOptions{Level: slog.LevelDebug})).With("name", h.config.Name)
+	if c.quiet {
+		log = slog.New(slog.DiscardHandler)
+	}
 	go func() {
 		if id.Role == pb.Role_ROLE_AGENT {
 			h.done <- runAgent(ctx, h.config, id, log)
@@ -197,7 +202,7 @@ func (c *testCluster) nodeState(h *testHost, name string, want pb.NodeState) {
 	})
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 // After a test has ended its log must not be used any more.
 var writerLock sync.Mutex

@@ -39,7 +39,7 @@ type sessions struct {
 
 	mu      sync.Mutex
 	byNode  map[string]*session
-	waiting map[*session]struct{} // sessions with something to relay
+	waiting []*session // with something to relay, who came first is first
 	wake    chan struct{}
 	tunnels map[string]*tunnel
 }
@@ -48,7 +48,6 @@ func newSessions(log *slog.Logger, d *desired, view func() *fsm.View, fresh func
 	return &sessions{
 		log: log, desired: d, view: view, fresh: fresh, welcome: welcome,
 		byNode:  map[string]*session{},
-		waiting: map[*session]struct{}{},
 		wake:    make(chan struct{}, 1),
 		tunnels: map[string]*tunnel{},
 	}
@@ -64,6 +63,7 @@ type session struct {
 
 	// Guarded by sessions.mu.
 	pending, flying *pb.AgentReport
+	waits           bool // it is in sessions.waiting
 	// Closed when the leader has accepted the hello.
 	accepted   chan struct{}
 	isAccepted bool
@@ -150,7 +150,6 @@ func (s *sessions) attach(se *session) {
 func (s *sessions) detach(se *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.waiting, se)
 	if s.byNode[se.node] == se {
 		delete(s.byNode, se.node)
 	}
@@ -158,7 +157,14 @@ func (s *sessions) detach(se *session) {
 
 // queue is called with mu held.
 func (s *sessions) queue(se *session) {
-	s.waiting[se] = struct{}{}
+	if !se.waits {
+		se.waits = true
+		s.waiting = append(s.waiting, se)
+	}
+	s.signal()
+}
+
+func (s *sessions) signal() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -218,7 +224,7 @@ func (s *sessions) pushDesired(ctx context.Context, se *session) error {
 	if err != nil {
 		return status.Errorf(codes.Unavailable, "desired set: %v", err)
 	}
-	if err := s.desired.reached(ctx, v.Revision()); err != nil {
+	if err := s.desired.picture.reached(ctx, v.Revision()); err != nil {
 		return err
 	}
 	sub := s.desired.subscribe(se.node)
@@ -230,6 +236,11 @@ func (s *sessions) pushDesired(ctx context.Context, se *session) error {
 		}
 		if err := se.post(&pb.ServerMessage{Message: &pb.ServerMessage_Desired{Desired: set}}); err != nil {
 			return err
+		}
+		select {
+		case <-time.After(desiredGap):
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -85,6 +85,10 @@ func (i *identity) remember(dir string, servers []gossip.Peer) error {
 
 func identityPath(dir string) string { return filepath.Join(dir, "identity.json") }
 func caDir(dir string) string        { return filepath.Join(dir, "pki", "ca") }
+
+// AuthorityDir is where a server's data directory has the certificate authority.
+func AuthorityDir(dir string) string { return caDir(dir) }
+
 func credentialsDir(dir string, role pb.Role) string {
 	return filepath.Join(dir, "pki", pki.RoleName(role))
 }
