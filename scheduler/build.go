@@ -27,6 +27,8 @@ type builder struct {
 	rollout rollout
 	// Nodes to which replicas are brought, once for each.
 	planned []*node
+	// Assignments of others that the step compares.
+	witnesses []*replica
 	// Replicas that serve and are to be replaced, as far as the update strategy
 	// allows.
 	candidates []candidate
@@ -57,6 +59,7 @@ func (b *builder) begin() {
 	b.d.p.stamp++
 	b.stamp = b.d.p.stamp
 	b.step = &Step{Workload: b.w.id, Txn: &pb.Txn{}}
+	b.witnesses = b.witnesses[:0]
 	if b.w.want != nil {
 		// Room for a step that places: a compare of the assignment and one of the
 		// node for each, and a put.
@@ -122,9 +125,11 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 		ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(own, u) })
 	}
 	b.d.reserve(n, needs, ports)
+	b.d.appear(b.w, n)
 	key := []byte(model.AssignmentKey(b.w.id, number))
 	b.compare(key, old.mod)
 	if old.node != n {
+		b.relyOnOthers(n)
 		b.run.placed(n)
 		if want.exclusive {
 			// That nothing else may be running was read from this record.

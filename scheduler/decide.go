@@ -47,6 +47,7 @@ func (o Options) withDefaults() Options {
 func Decide(p *Picture, now time.Time, opt Options) *Plan {
 	p.wakeDue(now.UnixNano())
 	p.wakeForRoom()
+	p.wakeForAffinity()
 	plan := &Plan{Revision: p.revision}
 	if len(p.dirty.list) > 0 {
 		p.stamp++
@@ -88,6 +89,7 @@ type decider struct {
 	stamp   uint64
 	touched []saved
 	ports   []takenPort
+	present []appearance
 
 	// Lent to one run after another.
 	runStamp uint64
@@ -117,7 +119,23 @@ func (d *decider) reserve(n *node, needs amounts, ports []portUse) {
 	d.p.index.update(n)
 }
 
+// appearance is a replica that the plan places.
+type appearance struct {
+	w    *workload
+	node *node
+}
+
+func (d *decider) appear(w *workload, n *node) {
+	if len(w.matches)+len(w.repels) > 0 {
+		d.present = append(d.present, appearance{w, n})
+		d.p.countPresence(w, n, presence{all: 1}, false)
+	}
+}
+
 func (d *decider) undo() {
+	for _, a := range d.present {
+		d.p.countPresence(a.w, a.node, presence{all: -1}, false)
+	}
 	for _, t := range d.ports {
 		t.node.ports.remove(t.use)
 	}

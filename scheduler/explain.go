@@ -157,6 +157,9 @@ func (s *run) refusal(n *node) string {
 	if most := int(s.w.want.maxPerNode); most > 0 && n.runStamp == s.d.runStamp && n.runCount >= most {
 		return "max_per_node"
 	}
+	if s.barred.has(n.slot) {
+		return s.barredBecause(n)
+	}
 	c := s.cohortOf(n)
 	if s.layout.plain() || c < 0 {
 		return ""
@@ -179,6 +182,11 @@ func (s *run) idle() []string {
 	var lines []string
 	if s.layout.filter.matching == 0 {
 		return nil
+	}
+	for _, h := range s.w.want.wishes {
+		if h.weight == 0 && !h.anti && !h.selects(s.w) && h.targets.total.settled == 0 {
+			lines = append(lines, "affinity to "+h.text()+": no replica of it has a place")
+		}
 	}
 	for i := range s.layout.affinities {
 		if a := &s.layout.affinities[i]; a.idle {

@@ -41,6 +41,13 @@ type Picture struct {
 	filters   map[string]*filter
 	shapes    map[string]*shape
 	layouts   map[string]*layout
+	terms     map[string]*term
+	// Terms by what workloads find them by, and workloads by label.
+	selectors map[string][]*term
+	labelled  map[string][]*workload
+	groups    map[string]*slotsBy
+	// Terms that the waiting have to be told of.
+	changedTerms []*term
 	// Classes with a taint that makes their nodes a last resort.
 	unloved int
 	// Strings that many assignments have in common.
@@ -78,7 +85,8 @@ type Picture struct {
 func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
-		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{}, strings: map[string]string{},
+		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{},
+		terms: map[string]*term{}, selectors: map[string][]*term{}, labelled: map[string][]*workload{}, groups: map[string]*slotsBy{}, strings: map[string]string{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
 		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
 	}

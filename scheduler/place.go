@@ -39,9 +39,12 @@ type scratch struct {
 	queue, tierCohorts []int32
 	tier, own          bitset
 	tierSize           int
-	// By spread.
+	// By spread; and by preference for other workloads, the values where they are.
 	tallies []tallySpread
-	hidden  []string
+	near    []bitset
+	// Slots that hard conditions on other workloads forbid.
+	barred bitset
+	hidden []string
 }
 
 func (s *run) prepare() {
@@ -100,13 +103,8 @@ func (s *run) choose(number int32, seed uint64, avoid []string, strict bool) (sp
 	s.prepare()
 	// What is to be moved does not stand in its own way.
 	if r := s.w.find(number); r != nil && r.assignment.mod != 0 && !s.indifferent() {
-		n := r.assignment.node
-		n.runCount--
-		s.start()
-		defer func() {
-			n.runCount++
-			s.start()
-		}()
+		s.lift(r, -1)
+		defer s.lift(r, 1)
 	}
 	if len(avoid) > 0 {
 		s.hidden = avoid
@@ -121,9 +119,20 @@ func (s *run) choose(number int32, seed uint64, avoid []string, strict bool) (sp
 	return s.search(number, seed)
 }
 
+// lift has a replica that is assigned count for nothing, or count again.
+func (s *run) lift(r *replica, sign int32) {
+	r.assignment.node.runCount += int(sign)
+	if r.assignment.reserves {
+		s.d.p.countPresence(s.w, r.assignment.node, presence{sign, sign * r.settled()}, false)
+	}
+	s.start()
+}
+
 // indifferent reports whether it matters nothing on how many nodes, and which,
-// replicas of the workload are.
-func (s *run) indifferent() bool { return s.layout.plain() && s.w.want.maxPerNode == 0 }
+// replicas of the workload and of others are.
+func (s *run) indifferent() bool {
+	return s.layout.plain() && s.w.want.maxPerNode == 0 && !s.relates()
+}
 
 func (s *run) hide() {
 	for _, id := range s.hidden {
@@ -165,6 +174,13 @@ func (s *run) because(c int32) string {
 			how = "fullest with room"
 		}
 		b.reason = fmt.Sprintf("%s of %d that match%s", how, s.layout.filter.matching, s.layout.cohorts[c].praise)
+		s.eachNear(c, func(h *wish) {
+			if h.anti {
+				b.reason += "; despite " + h.text()
+			} else {
+				b.reason += "; near " + h.text()
+			}
+		})
 	}
 	return b.reason
 }
@@ -189,6 +205,8 @@ func (s *run) placed(n *node) {
 		}
 	}
 	s.recount(n)
+	s.nearAfter(n)
+	s.barAfter(n)
 }
 
 // scan is the best node of the tier that is not masked, or nil.
@@ -308,7 +326,7 @@ func fits(n *node, s *shape) bool {
 // fitsOn reports whether a replica can go to n, which matches.
 func (s *run) fitsOn(n *node, seed uint64) (spot, bool) {
 	s.prepare()
-	if !fits(n, s.w.want.shape) {
+	if s.barred.has(n.slot) || !fits(n, s.w.want.shape) {
 		return spot{}, false
 	}
 	ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed)

@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/persys-dev/persys/internal/model"
@@ -109,6 +111,97 @@ func (w *world) checkSkew(was map[string]string) {
 			}
 			if counts[value(n)]-least > s.MaxSkew {
 				w.t.Fatalf("%s on %s: skew of %s is %d; allowed: %d; %v", a.WorkloadId, n.Id, s.Label, counts[value(n)]-least, s.MaxSkew, counts)
+			}
+		}
+	})
+}
+
+func (c *census) dump(p *Picture, t *term) string {
+	texts := []string{}
+	for _, e := range c.nodes {
+		texts = append(texts, fmt.Sprintf(" %s %v of %v", e.node.id, e.presence, c.near(p, t, e.node)))
+	}
+	slices.Sort(texts)
+	return strings.Join(texts, ",")
+}
+
+// resident is a replica and where it is.
+type resident struct {
+	key  string
+	spec *pb.WorkloadSpec
+	node *pb.Node
+	over bool
+}
+
+func (w *world) residents() []resident {
+	var out []resident
+	for key, kv := range w.scan(model.AssignmentsPrefix) {
+		a, n, r, rec := &pb.Assignment{}, &pb.Node{}, &pb.Replica{}, &pb.Workload{}
+		if model.Parse(kv, a) != nil || !w.load(model.NodeKey(a.NodeId), n) {
+			continue
+		}
+		w.load(model.WorkloadKey(a.WorkloadId), rec)
+		over := w.load(model.ReplicasPrefix+strings.TrimPrefix(key, model.AssignmentsPrefix), r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED
+		out = append(out, resident{key, rec.Spec, n, over})
+	}
+	return out
+}
+
+func spokenOf(a *pb.WorkloadAffinity, spec *pb.WorkloadSpec) bool {
+	if a.Workload != "" {
+		return a.Workload == spec.GetId()
+	}
+	for k, v := range a.Labels {
+		if got, there := spec.GetLabels()[k]; !there || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+func onePlace(topology string, a, b *pb.Node) bool {
+	if topology == "" {
+		return a.Id == b.Id
+	}
+	x, there := labelsOf(a)[topology]
+	y, also := labelsOf(b)[topology]
+	return there && also && x == y
+}
+
+// checkApart holds that what came to another place is near what it has to be
+// near, and away from what it, or who is there, has to be away from.
+func (w *world) checkApart(was map[string]string, which func(*pb.WorkloadAffinity) bool, both bool) {
+	all := w.residents()
+	w.moved(was, func(a *pb.Assignment, n *pb.Node, placement *pb.Placement) {
+		self := &pb.Workload{}
+		w.load(model.WorkloadKey(a.WorkloadId), self)
+		key := model.AssignmentKey(a.WorkloadId, a.Replica)
+		for _, wish := range placement.GetWorkloadAffinities() {
+			if wish.Weight != 0 || !which(wish) {
+				continue
+			}
+			near, anywhere := 0, 0
+			for _, o := range all {
+				if o.key == key || !spokenOf(wish, o.spec) || o.over && wish.Anti {
+					continue
+				}
+				anywhere++
+				if onePlace(wish.Topology, n, o.node) {
+					near++
+				}
+			}
+			switch {
+			case wish.Anti && near > 0:
+				w.t.Fatalf("%s on %s is not away from %v", key, n.Id, wish)
+			case !wish.Anti && near == 0 && !(spokenOf(wish, self.Spec) && anywhere == 0):
+				w.t.Fatalf("%s on %s is not near %v", key, n.Id, wish)
+			}
+		}
+		for _, o := range all {
+			for _, wish := range o.spec.GetPlacement().GetWorkloadAffinities() {
+				if both && o.key != key && !o.over && wish.Anti && wish.Weight == 0 && spokenOf(wish, self.Spec) && onePlace(wish.Topology, n, o.node) {
+					w.t.Fatalf("%s on %s is where %s wants none of %v", key, n.Id, o.key, wish)
+				}
 			}
 		}
 	})

@@ -178,6 +178,10 @@ func (m *machine) changeAWorkload() {
 	spec.Placement.Pools = rapid.SampledFrom([][]string{nil, nil, {"*"}, {"default", "gpu"}}).Draw(m.t, "pools")
 	if spec.Kind != pb.WorkloadKind_GLOBAL {
 		anyPreference(m.t, spec.Placement)
+		anyWish(m.t, spec.Placement)
+	}
+	if rapid.Bool().Draw(m.t, "labelled") {
+		spec.Labels = map[string]string{"app": rapid.SampledFrom([]string{"x", "y"}).Draw(m.t, "app")}
 	}
 	container := &pb.ContainerSpec{Image: rapid.SampledFrom([]string{"v1", "v2"}).Draw(m.t, "image")}
 	switch rapid.IntRange(0, 3).Draw(m.t, "ports") {
@@ -226,6 +230,21 @@ func (m *machine) strategy() *pb.UpdateStrategy {
 		u.HealthyDeadlineSeconds = proto.Int32(rapid.Int32Range(20, 60).Draw(m.t, "deadline"))
 	}
 	return u
+}
+
+func anyWish(t *rapid.T, placement *pb.Placement) {
+	for range rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "wishes") {
+		a := &pb.WorkloadAffinity{
+			Anti: rapid.Bool().Draw(t, "anti"), Topology: rapid.SampledFrom([]string{"", "zone"}).Draw(t, "topology"),
+			Weight: rapid.SampledFrom([]int32{0, 0, 50}).Draw(t, "weight"),
+		}
+		if rapid.Bool().Draw(t, "byLabel") {
+			a.Labels = map[string]string{"app": rapid.SampledFrom([]string{"x", "y"}).Draw(t, "app")}
+		} else {
+			a.Workload = rapid.SampledFrom(workloadNames).Draw(t, "other")
+		}
+		placement.WorkloadAffinities = append(placement.WorkloadAffinities, a)
+	}
 }
 
 func (m *machine) failSomething() {
@@ -304,6 +323,7 @@ func (m *machine) commit(n int) {
 		}
 		m.check()
 		m.checkPlaces(was)
+		m.checkApart(was, func(a *pb.WorkloadAffinity) bool { return a.Workload != "" && a.Topology == "" }, false)
 		m.checkPlacements(step.Txn)
 		m.checkExclusive()
 		m.picture.Confirm(step, before+1)
@@ -490,7 +510,7 @@ func (m *machine) converge() {
 	}
 	for _, id := range workloadNames {
 		m.retry(id)
-		m.changeWorkload(id, func(w *pb.Workload) { w.Spec.Placement.MaxPerNode = 0 })
+		m.changeWorkload(id, func(w *pb.Workload) { w.Spec.Placement.MaxPerNode, w.Spec.Placement.WorkloadAffinities = 0, nil })
 	}
 	for range 400 {
 		plan := m.settle(nil)
@@ -652,7 +672,8 @@ func dump(p *Picture) string {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
 			fmt.Fprintf(&out, "  layout %q used %d\n", want.layout.key, want.layout.uses)
-			want.shape, want.layout = nil, nil
+			want.shape, want.layout, want.wishes = nil, nil, nil
+			fmt.Fprintf(&out, "  labels %v matches %d repels %d\n", w.labels, len(w.matches), len(w.repels))
 			fmt.Fprintf(&out, "  wants %+v\n", want)
 		}
 		for _, r := range w.replicas {
@@ -672,6 +693,11 @@ func dump(p *Picture) string {
 			out.WriteString("\n")
 		}
 	}
+	for _, key := range sortedKeys(p.terms) {
+		t := p.terms[key]
+		fmt.Fprintf(&out, "term %s used %d:%s;%s\n", key, t.uses, t.targets.dump(p, t), t.repellers.dump(p, t))
+	}
+	fmt.Fprintf(&out, "%d selectors, %d labels\n", len(p.selectors), len(p.labelled))
 	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes, %d layouts\n", len(p.classes), len(p.filters), len(p.shapes), len(p.layouts))
 	return out.String()
 }

@@ -239,6 +239,7 @@ func (p *Picture) reserve(r *replica, held bool) {
 	}
 	a.reserves = true
 	a.node.take(a.needs, usedPorts(a.ports))
+	p.countPresence(r.w, a.node, presence{1, r.settled()}, true)
 	p.index.update(a.node)
 }
 
@@ -250,6 +251,7 @@ func (p *Picture) unreserve(r *replica) bool {
 	}
 	a.reserves = false
 	a.node.give(a.needs, usedPorts(a.ports))
+	p.countPresence(r.w, a.node, presence{-1, -r.settled()}, true)
 	p.madeRoom(a.node)
 	return true
 }
@@ -260,6 +262,7 @@ func (p *Picture) dropAssumed(r *replica) {
 	}
 	r.next.reserves = false
 	r.next.node.give(r.next.needs, r.next.ports)
+	p.countPresence(r.w, r.next.node, presence{all: -1}, true)
 	p.madeRoom(r.next.node)
 	p.forgetNode(r.next.node)
 }

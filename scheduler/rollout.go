@@ -190,7 +190,7 @@ func (p *Picture) wantAt(w *workload, revision string) *want {
 	}
 	out := p.wantOf(rec)
 	if out.invalid != "" {
-		p.dropShape(out.shape)
+		p.dropWant(out)
 		return nil
 	}
 	return out

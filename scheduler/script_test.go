@@ -270,6 +270,11 @@ func (s *script) submitSpec(args []string) {
 			spec.Placement.Tolerations = append(spec.Placement.Tolerations, parseToleration(v))
 		case "pools":
 			spec.Placement.Pools = strings.Split(v, ",")
+		case "labels":
+			name, value, _ := strings.Cut(v, "=")
+			spec.Labels = map[string]string{name: value}
+		case "near", "apart":
+			spec.Placement.WorkloadAffinities = append(spec.Placement.WorkloadAffinities, s.parseWish(v, k == "apart"))
 		case "max":
 			spec.Placement.MaxPerNode = int32(s.number(v))
 		case "spread":
@@ -309,6 +314,23 @@ func parseToleration(text string) *pb.Toleration {
 		return &pb.Toleration{Key: key}
 	}
 	return &pb.Toleration{Key: key, Value: &value}
+}
+
+// parseWish reads "db", "app=shop", "db@zone", "db@zone/50".
+func (s *script) parseWish(text string, anti bool) *pb.WorkloadAffinity {
+	out := &pb.WorkloadAffinity{Anti: anti}
+	text, weight, soft := strings.Cut(text, "/")
+	if soft {
+		out.Weight = int32(s.number(weight))
+	}
+	who, topology, _ := strings.Cut(text, "@")
+	out.Topology = topology
+	if name, value, labels := strings.Cut(who, "="); labels {
+		out.Labels = map[string]string{name: value}
+	} else {
+		out.Workload = who
+	}
+	return out
 }
 
 // parseSpread reads "zone/weight=80/skew=1/eu=70/us=30".

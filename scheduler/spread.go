@@ -27,6 +27,9 @@ type layout struct {
 	filter     *filter
 	affinities []affinity
 	spreads    []spread
+	// Of the workload's preferences for other workloads, in order; those without a
+	// label have each node as a value.
+	topologies []axis
 
 	// For which slots and attributes of nodes the rest was computed.
 	epoch, attributes uint64
@@ -43,16 +46,19 @@ type affinity struct {
 	idle bool
 }
 
+// axis is a label with the values that nodes have, and the cohorts of each.
+type axis struct {
+	label   string
+	values  map[string]int32
+	cohorts [][]int32
+}
+
 // spread distributes replicas over the values of a label.
 type spread struct {
-	label   string
+	axis
 	weight  int64
 	skew    int32
 	targets []*pb.SpreadTarget
-
-	// The values that nodes have, and the cohorts of each.
-	values  map[string]int32
-	cohorts [][]int32
 }
 
 // cohort is the nodes that are equally good.
@@ -62,7 +68,7 @@ type cohort struct {
 	nodes bitset
 	// What does not depend on where replicas are.
 	score int64
-	// The value for each spread; -1 where the label is missing.
+	// The value for each spread and each topology; -1 where the label is missing.
 	values []int32
 	// What speaks for it, in the words of an explanation.
 	praise string
@@ -84,11 +90,17 @@ func (p *Picture) layoutOf(f *filter, placement *pb.Placement) *layout {
 	}
 	for _, s := range placement.GetSpread() {
 		weight := int64(cmp.Or(s.Weight, defaultWeight))
-		l.spreads = append(l.spreads, spread{label: s.Label, weight: weight, skew: s.MaxSkew, targets: s.Targets})
+		l.spreads = append(l.spreads, spread{axis: axis{label: s.Label}, weight: weight, skew: s.MaxSkew, targets: s.Targets})
 		key = strconv.AppendQuote(append(key, 0, 1), s.Label)
 		key = strconv.AppendInt(strconv.AppendInt(key, weight, 10), int64(-s.MaxSkew), 10)
 		for _, t := range s.Targets {
 			key = strconv.AppendInt(strconv.AppendQuote(key, t.Value), int64(t.Percent), 10)
+		}
+	}
+	for _, a := range placement.GetWorkloadAffinities() {
+		if a.Weight != 0 {
+			l.topologies = append(l.topologies, axis{label: a.Topology})
+			key = strconv.AppendQuote(append(key, 0, 2), a.Topology)
 		}
 	}
 	if known := p.layouts[string(key)]; known != nil {
@@ -107,7 +119,7 @@ func (p *Picture) dropLayout(l *layout) {
 }
 
 // plain reports whether all nodes that match are equally good.
-func (l *layout) plain() bool { return len(l.affinities)+len(l.spreads) == 0 }
+func (l *layout) plain() bool { return len(l.affinities)+len(l.spreads)+len(l.topologies) == 0 }
 
 // prepareLayout brings the cohorts up to date with the nodes.
 func (p *Picture) prepareLayout(l *layout) {
@@ -121,6 +133,11 @@ func (p *Picture) prepareLayout(l *layout) {
 	}
 	for i := range l.spreads {
 		l.spreads[i].values, l.spreads[i].cohorts = map[string]int32{}, nil
+	}
+	perNode := false
+	for i := range l.topologies {
+		l.topologies[i].values, l.topologies[i].cohorts = map[string]int32{}, nil
+		perNode = perNode || l.topologies[i].label == ""
 	}
 	l.cohorts, l.of = l.cohorts[:0], nil
 	if l.plain() && p.unloved == 0 {
@@ -136,8 +153,8 @@ func (p *Picture) prepareLayout(l *layout) {
 			continue
 		}
 		c := n.class
-		if c.stamp != p.stamp {
-			c.stamp, c.cohort = p.stamp, l.cohortOf(c, known)
+		if c.stamp != p.stamp || perNode {
+			c.stamp, c.cohort = p.stamp, l.cohortOf(n, known)
 		}
 		l.of[slot] = c.cohort
 		l.cohorts[c.cohort].slots = append(l.cohorts[c.cohort].slots, int32(slot))
@@ -153,9 +170,11 @@ func (p *Picture) prepareLayout(l *layout) {
 	}
 }
 
-// cohortOf finds or makes the cohort for the nodes of a class.
-func (l *layout) cohortOf(c *class, known map[string]int32) int32 {
-	out := cohort{values: make([]int32, len(l.spreads))}
+// cohortOf finds or makes the cohort that a node belongs to, and with it its
+// class unless nodes are told apart.
+func (l *layout) cohortOf(n *node, known map[string]int32) int32 {
+	c := n.class
+	out := cohort{values: make([]int32, 0, len(l.spreads)+len(l.topologies))}
 	var key, praise []byte
 	for i := range l.affinities {
 		a := &l.affinities[i]
@@ -179,41 +198,68 @@ func (l *layout) cohortOf(c *class, known map[string]int32) int32 {
 			praise = append(append(praise, "; despite taint "...), t.Key...)
 		}
 	}
-	for i := range l.spreads {
-		s := &l.spreads[i]
-		value, there := c.labels[s.label]
-		if !there {
-			out.values[i] = -1
-			key = append(key, '!')
-			continue
-		}
-		v, ok := s.values[value]
-		if !ok {
-			v = int32(len(s.cohorts))
-			s.values[value], s.cohorts = v, append(s.cohorts, nil)
-		}
-		out.values[i] = v
+	l.eachAxis(func(x *axis) {
+		v := x.take(n)
+		out.values = append(out.values, v)
 		key = strconv.AppendInt(append(key, '='), int64(v), 10)
-	}
+	})
 	at, ok := known[string(key)]
 	if ok {
 		return at
 	}
 	at = int32(len(l.cohorts))
 	known[string(key)] = at
-	labels := make([]string, 0, len(l.spreads))
-	for i, v := range out.values {
-		if v >= 0 {
-			l.spreads[i].cohorts[v] = append(l.spreads[i].cohorts[v], at)
-			labels = append(labels, l.spreads[i].label)
+	var labels []string
+	i := 0
+	l.eachAxis(func(x *axis) {
+		if v := out.values[i]; v >= 0 {
+			x.cohorts[v] = append(x.cohorts[v], at)
+			if i < len(l.spreads) {
+				labels = append(labels, x.label)
+			}
 		}
-	}
+		i++
+	})
 	if len(labels) > 0 {
 		out.praise = "; spread over " + strings.Join(labels, ", ")
 	}
 	out.praise += string(praise)
 	l.cohorts = append(l.cohorts, out)
 	return at
+}
+
+func (l *layout) eachAxis(do func(*axis)) {
+	for i := range l.spreads {
+		do(&l.spreads[i].axis)
+	}
+	for i := range l.topologies {
+		do(&l.topologies[i])
+	}
+}
+
+// take is the value of a node that lies in a cohort; -1 where it has none.
+func (x *axis) take(n *node) int32 {
+	value, there := x.of(n)
+	if !there {
+		return -1
+	}
+	v, ok := x.values[value]
+	if !ok {
+		v = int32(len(x.cohorts))
+		x.values[value], x.cohorts = v, append(x.cohorts, nil)
+	}
+	return v
+}
+
+func (x *axis) of(n *node) (string, bool) {
+	if x.label == "" {
+		return n.id, true
+	}
+	if n.class == nil {
+		return "", false
+	}
+	value, there := n.class.labels[x.label]
+	return value, there
 }
 
 // tallySpread is where replicas of a workload are, by the values of a label.
@@ -292,12 +338,9 @@ func (t *tallySpread) skewed(s *spread, v int32) bool {
 }
 
 // valueOf is the value of a node that may lie in no cohort.
-func (s *spread) valueOf(n *node) int32 {
-	if n.class == nil {
-		return -1
-	}
-	value, there := n.class.labels[s.label]
-	if v, known := s.values[value]; there && known {
+func (x *axis) valueOf(n *node) int32 {
+	value, there := x.of(n)
+	if v, known := x.values[value]; there && known {
 		return v
 	}
 	return -1
@@ -352,7 +395,9 @@ func (s *run) start() {
 		b := &s.berths[i]
 		*b = berth{crowd: b.crowd[:0]}
 	}
+	s.bar()
 	s.count()
+	s.countNear()
 	for _, n := range s.crowd {
 		if n.mod == 0 || n.runCount == 0 {
 			continue
@@ -440,6 +485,13 @@ func (s *run) score(c int32) (int64, berthState) {
 		}
 		total += t.score(sp, from.values[i])
 	}
+	s.eachNear(c, func(h *wish) {
+		if h.anti {
+			total -= h.weight * weightScale
+		} else {
+			total += h.weight * weightScale
+		}
+	})
 	return total, berthQueued
 }
 
@@ -470,6 +522,7 @@ func (s *run) recount(n *node) {
 // rescore moves a cohort to where its score says.
 func (s *run) rescore(c int32) {
 	b := &s.berths[c]
+	b.reason = ""
 	if b.state == berthSpent {
 		return
 	}
@@ -601,10 +654,10 @@ func (s *run) exhaust() {
 // deepen admits the nodes of a cohort that hold the next higher number of
 // replicas.
 func (s *run) deepen(b *berth) bool {
-	full, most := s.w.want.shape.full, int(s.w.want.maxPerNode)
+	most := int(s.w.want.maxPerNode)
 	next := 0
 	for _, n := range b.crowd {
-		if n.runCount > b.depth && (most == 0 || n.runCount < most) && !full.has(n.slot) && (next == 0 || n.runCount < next) {
+		if n.runCount > b.depth && (most == 0 || n.runCount < most) && s.admits(n.slot) && (next == 0 || n.runCount < next) {
 			next = n.runCount
 		}
 	}
@@ -613,7 +666,7 @@ func (s *run) deepen(b *berth) bool {
 	}
 	b.depth = next
 	for _, n := range b.crowd {
-		if n.runCount <= next && !full.has(n.slot) {
+		if n.runCount <= next && s.admits(n.slot) {
 			s.masked.clear(n.slot)
 		}
 	}

@@ -63,8 +63,12 @@ func (p *Picture) Assume(s Step) {
 	for _, e := range s.effects {
 		r := w.replica(e.number)
 		next := e.next
+		if r.assignment.reserves {
+			p.countPresence(w, r.assignment.node, presence{settled: -r.settled()}, true)
+		}
 		r.next = &next
 		if next.reserves {
+			p.countPresence(w, next.node, presence{all: 1}, true)
 			next.node.take(next.needs, next.ports)
 			p.index.update(next.node)
 		}
@@ -118,6 +122,9 @@ func (p *Picture) unassume(s Step) {
 		if r := w.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
 			p.dropAssumed(r)
 			r.next = nil
+			if r.assignment.reserves {
+				p.countPresence(w, r.assignment.node, presence{settled: 1}, true)
+			}
 			if r.assignment.reserves && r.reported() == pb.State_COMPLETED {
 				p.unreserve(r)
 			}

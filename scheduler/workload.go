@@ -47,6 +47,12 @@ type workload struct {
 	wake int64
 
 	places [sets]int32
+
+	// "k=v", sorted, and where it is in the picture's list for each.
+	labels     []string
+	labelledAt []int32
+	// Terms that speak of it, and those of its own that keep others away.
+	matches, repels []*term
 }
 
 type storedRevision struct {
@@ -77,6 +83,7 @@ type want struct {
 	layout   *layout
 	// Of this workload's replicas; 0: no bound.
 	maxPerNode int32
+	wishes     []wish
 	// Why nothing can be decided about it: admission lets no such spec pass.
 	invalid string
 }
@@ -128,6 +135,8 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	if rec != nil {
 		w.want = p.wantOf(rec)
 	}
+	p.relabel(w, labelPairs(rec.GetSpec().GetLabels()))
+	p.relate(w)
 	if old != nil {
 		p.dropWant(old)
 	}
@@ -197,6 +206,7 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 	}
 	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
 	out.layout = p.layoutOf(out.shape.filter, s.GetPlacement())
+	out.wishes = p.wishesOf(s.GetPlacement())
 	out.maxPerNode = s.GetPlacement().GetMaxPerNode()
 	return out
 }
@@ -266,6 +276,9 @@ func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, need
 
 // dropWant gives back what a want shares with others.
 func (p *Picture) dropWant(w *want) {
+	for _, h := range w.wishes {
+		p.dropTerm(h.term)
+	}
 	p.dropLayout(w.layout)
 	p.dropShape(w.shape)
 }

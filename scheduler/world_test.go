@@ -188,6 +188,7 @@ func (w *world) settle(each func(*Plan)) *Plan {
 			w.check()
 			w.checkPlaces(was)
 			w.checkSkew(was)
+			w.checkApart(was, func(*pb.WorkloadAffinity) bool { return true }, true)
 		}
 		if each != nil {
 			each(plan)

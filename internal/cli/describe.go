@@ -117,6 +117,9 @@ func placementText(pl *pb.Placement) string {
 	for _, x := range pl.Spread {
 		parts = append(parts, "spread over "+x.Label)
 	}
+	for _, x := range pl.WorkloadAffinities {
+		parts = append(parts, wishText(x))
+	}
 	if pl.MaxPerNode > 0 {
 		parts = append(parts, fmt.Sprintf("at most %d on a node", pl.MaxPerNode))
 	}
@@ -124,6 +127,21 @@ func placementText(pl *pb.Placement) string {
 		parts = append(parts, "pools "+strings.Join(pl.Pools, ","))
 	}
 	return strings.Join(parts, "; ")
+}
+
+func wishText(a *pb.WorkloadAffinity) string {
+	text := "near "
+	if a.Anti {
+		text = "away from "
+	}
+	text += a.Workload + labelText(a.Labels)
+	if a.Topology != "" {
+		text += " by " + a.Topology
+	}
+	if a.Weight > 0 {
+		text += fmt.Sprintf(" (%d)", a.Weight)
+	}
+	return text
 }
 
 func conditionText(label string, operator pb.Constraint_Operator, values []string) string {

@@ -69,10 +69,9 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 			errs.add(path, "not supported by this version; allowed: leave it out")
 		}
 	}
-	p, r := spec.Placement, spec.Resources
+	r := spec.Resources
 	refuse("resources.devices", len(r.GetDevices()) > 0)
 	refuse("resources.storage", len(r.GetStorage()) > 0)
-	refuse("placement.workload_affinities", len(p.GetWorkloadAffinities()) > 0)
 	refuse("preemption", spec.Preemption != nil)
 	refuse("schedule", spec.Schedule != nil)
 }

@@ -12,7 +12,8 @@ import (
 const (
 	maxWeight = 100
 	// Each multiplies the kinds of nodes that a placement tells apart.
-	maxSpreads = 8
+	maxSpreads            = 8
+	maxWorkloadAffinities = 16
 )
 
 func checkPlacement(errs *FieldErrors, spec *pb.WorkloadSpec) {
@@ -33,6 +34,12 @@ func checkPlacement(errs *FieldErrors, spec *pb.WorkloadSpec) {
 		}
 	}
 	checkSpread(errs, p.GetSpread())
+	for i, a := range p.GetWorkloadAffinities() {
+		checkWorkloadAffinity(errs, fmt.Sprintf("placement.workload_affinities[%d]", i), a)
+	}
+	if n := len(p.GetWorkloadAffinities()); n > maxWorkloadAffinities {
+		errs.add("placement.workload_affinities", "has %d entries; allowed: %d", n, maxWorkloadAffinities)
+	}
 	checkPools(errs, p.GetPools())
 	for i, t := range p.GetTolerations() {
 		at := fmt.Sprintf("placement.tolerations[%d]", i)
@@ -103,6 +110,22 @@ func checkPlacementOfGlobal(errs *FieldErrors, p *pb.Placement) {
 			errs.add("placement."+f.name, "not with kind global, which runs one replica on each matching node; allowed: leave it out")
 		}
 	}
+}
+
+func checkWorkloadAffinity(errs *FieldErrors, at string, a *pb.WorkloadAffinity) {
+	switch {
+	case a.Workload == "" && len(a.Labels) == 0:
+		errs.add(at, "says of no workload; allowed: workload, an id, or labels")
+	case a.Workload != "" && len(a.Labels) > 0:
+		errs.add(at+".labels", "not with workload; allowed: one of them")
+	case a.Workload != "":
+		checkID(errs, at+".workload", a.Workload)
+	}
+	checkLabels(errs, at+".labels", a.Labels)
+	if a.Topology != "" {
+		checkConstraintLabel(errs, at+".topology", a.Topology)
+	}
+	checkRange(errs, at+".weight", a.Weight, 0, maxWeight)
 }
 
 func checkPools(errs *FieldErrors, pools []string) {
