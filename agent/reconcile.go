@@ -16,6 +16,14 @@ import (
 // settledFor is longer than any listing that is under way can be old.
 const settledFor = 5 * time.Minute
 
+// A pass over everything is followed by a rest, restTimes as long and at most
+// restMost, in which what comes is gathered: where hundreds of actions end one
+// after the other, a pass for each would cost the square of their number.
+const (
+	restTimes = 4
+	restMost  = 20 * time.Millisecond
+)
+
 // stopping is how long actions under way may go on when the agent ends.
 const stopping = 5 * time.Second
 
@@ -117,6 +125,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer close(r.over)
+	var rested time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -131,7 +140,7 @@ func (r *reconciler) run(ctx context.Context) error {
 		case <-r.lease.changed:
 		case <-timer.C:
 		}
-		r.more()
+		r.more(ctx, time.Until(rested))
 		now := time.Now()
 		r.keepGuard()
 		d := r.decide(now)
@@ -141,11 +150,31 @@ func (r *reconciler) run(ctx context.Context) error {
 		r.show() // first: who is told of a replica may ask for its logs at once
 		r.report(now, d)
 		timer.Reset(r.pause(now, d))
+		rested = time.Now().Add(min(restTimes*time.Since(now), restMost))
 	}
 }
 
-// more takes what else has come meanwhile, so that a burst is decided on once.
-func (r *reconciler) more() {
+// more takes what else comes during the rest, and what has come meanwhile, so
+// that a burst is decided on once.
+func (r *reconciler) more(ctx context.Context, rest time.Duration) {
+	if rest > 0 {
+		over := time.NewTimer(rest)
+		defer over.Stop()
+		for resting := true; resting; {
+			select {
+			case m := <-r.messages:
+				r.hear(m)
+			case l := <-r.listings:
+				r.see(l)
+			case o := <-r.outcomes:
+				r.finish(o)
+			case <-over.C:
+				resting = false
+			case <-ctx.Done():
+				resting = false
+			}
+		}
+	}
 	for {
 		select {
 		case m := <-r.messages:

@@ -42,6 +42,10 @@ type Control interface {
 	ChangeMember(ctx context.Context, change *pb.ChangeMemberRequest) error
 	// Explain is why a workload is as it is.
 	Explain(ctx context.Context, id string) (*pb.Explanation, error)
+	// Plan is what would become of replicas if txn, which is about a workload, were
+	// carried out on v; nil stands for no change. placements, pending and unchanged
+	// are set.
+	Plan(ctx context.Context, v *fsm.View, workload string, txn *pb.Txn) (*pb.WorkloadPlan, error)
 	// Usage is what the leader heard of nodes: id, usage and last_heartbeat are set.
 	Usage(ctx context.Context) ([]*pb.Node, error)
 	// Logs are those of one replica, which req names, on a node.

@@ -13,7 +13,7 @@ import (
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
-// workload reads one workload with its status.
+// workload reads one workload with its status and its rollout.
 func workload(v *fsm.View, id string) (*pb.Workload, bool, error) {
 	w := &pb.Workload{}
 	mod, ok, err := model.Load(v, model.WorkloadKey(id), w)
@@ -21,6 +21,13 @@ func workload(v *fsm.View, id string) (*pb.Workload, bool, error) {
 		return nil, false, err
 	}
 	w.ResourceVersion = mod
+	rollout := &pb.Rollout{}
+	switch _, ok, err := model.Load(v, model.RolloutKey(id), rollout); {
+	case err != nil:
+		return nil, false, err
+	case ok:
+		w.Rollout = rollout
+	}
 	return w, true, addStatus(v, w)
 }
 

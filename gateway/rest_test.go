@@ -129,6 +129,10 @@ func TestProblems(t *testing.T) {
 	door("POST", "/v1/workloads/going/restart", "")
 	door("POST", "/v1/workloads/none/retry", "")
 	door("GET", "/v1/workloads/none/why", "")
+	door("POST", "/v1/plan", `{"id": "Web", "container": {}}`)
+	door("POST", "/v1/plan", web, `If-None-Match: *`)
+	door("POST", "/v1/plan", web, `If-Match: "1"`)
+	door("POST", "/v1/plan", web, `Idempotency-Key: k`)
 	door("GET", "/v1/workloads/none/logs", "")
 	door("GET", "/v1/workloads/web/logs?tail=-1", "")
 	door("GET", "/v1/workloads/web/logs?since=yesterday", "")
@@ -234,6 +238,55 @@ func TestWorkloadsOverREST(t *testing.T) {
 	list := events["events"].([]any)
 	if len(list) != 2 || list[1].(map[string]any)["message"] != "deletion asked for" || list[1].(map[string]any)["actor"] != "admin/ann" {
 		t.Errorf("events: %v", events)
+	}
+}
+
+func TestRolloutsOverREST(t *testing.T) {
+	w := newWorld(t)
+	w.want(201, "POST", "/v1/workloads", web)
+	w.want(409, "POST", "/v1/workloads/web/rollback", "")
+	w.want(409, "POST", "/v1/workloads/web/promote", "")
+	_, first := w.want(200, "GET", "/v1/workloads/web", "")
+	if first["rollout"] != nil {
+		t.Errorf("rollout: %v", first["rollout"])
+	}
+	_, second := w.want(200, "PUT", "/v1/workloads/web", `{"update": {"canary": 1}, "container": {"image": "nginx:2"}}`)
+	revision := second["workload"].(map[string]any)["revision"].(string)
+	w.put(model.RolloutKey("web"), &pb.Rollout{State: pb.RolloutState_ROLLOUT_AWAITING_PROMOTION, Revision: revision, Canaries: 1})
+	_, got := w.want(200, "GET", "/v1/workloads/web", "")
+	if r, _ := got["rollout"].(map[string]any); r["state"] != "ROLLOUT_AWAITING_PROMOTION" || r["canaries"] != 1.0 {
+		t.Errorf("got: %v", got)
+	}
+	if _, promoted := w.want(200, "POST", "/v1/workloads/web/promote", ""); promoted["promoted_revision"] != revision {
+		t.Errorf("promoted: %v", promoted)
+	}
+	if _, back := w.want(200, "POST", "/v1/workloads/web/rollback", "{}"); back["revision"] != first["revision"] {
+		t.Errorf("back: %v", back)
+	}
+	w.want(404, "POST", "/v1/workloads/web/rollback", `{"revision": "feed"}`)
+	_, list := w.want(200, "GET", "/v1/workloads/web/revisions", "")
+	if all := list["revisions"].([]any); len(all) != 2 || list["current"] != first["revision"] || all[1].(map[string]any)["revision"] != revision {
+		t.Errorf("revisions: %v", list)
+	}
+	w.want(404, "GET", "/v1/workloads/none/revisions", "")
+}
+
+func TestPlanOverREST(t *testing.T) {
+	w := newWorld(t)
+	_, created := w.want(200, "POST", "/v1/plan", web)
+	if created["outcome"] != "CREATED" || created["revision"] == "" || len(created["placements"].([]any)) != 1 {
+		t.Errorf("created: %v", created)
+	}
+	w.want(404, "GET", "/v1/workloads/web", "")
+	w.want(201, "POST", "/v1/workloads", web)
+	_, same := w.want(200, "POST", "/v1/plan", web)
+	if same["outcome"] != "UNCHANGED" || len(same["changes"].([]any)) != 0 || same["unchanged"] != 1.0 {
+		t.Errorf("unchanged: %v", same)
+	}
+	w.role = pb.Role_ROLE_VIEWER
+	_, changed := w.want(200, "POST", "/v1/plan", `{"id": "web", "replicas": 3, "container": {"image": "nginx:2"}}`)
+	if fmt.Sprint(changed["changes"]) != "[map[new:3 old:2 path:replicas] map[new:nginx:2 old:nginx:1 path:container.image]]" || changed["outcome"] != "UPDATED" {
+		t.Errorf("changed: %v", changed)
 	}
 }
 

@@ -131,6 +131,14 @@ func (c *controlled) ChangeMember(_ context.Context, r *pb.ChangeMemberRequest) 
 	return nil
 }
 
+func (c *controlled) Plan(_ context.Context, _ *fsm.View, workload string, txn *pb.Txn) (*pb.WorkloadPlan, error) {
+	plan := &pb.WorkloadPlan{Unchanged: 1}
+	if txn != nil {
+		plan.Placements = []*pb.PlannedChange{{WorkloadId: workload, Action: pb.PlannedChange_PLACE, NodeId: "n1"}}
+	}
+	return plan, nil
+}
+
 func (c *controlled) Explain(_ context.Context, id string) (*pb.Explanation, error) {
 	return &pb.Explanation{Id: id, State: pb.State_PENDING, Lines: []string{"pending: cpu (3 nodes)"}}, nil
 }

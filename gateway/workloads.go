@@ -88,6 +88,23 @@ func (g *Gateway) RestartWorkload(ctx context.Context, req *pb.WorkloadRequest) 
 	return editWorkload(ctx, g, req, model.RestartWorkload)
 }
 
+func (g *Gateway) RollbackWorkload(ctx context.Context, req *pb.RollbackWorkloadRequest) (*pb.Workload, error) {
+	return editWorkload(ctx, g, req, model.RollbackWorkload)
+}
+
+func (g *Gateway) PromoteWorkload(ctx context.Context, req *pb.WorkloadRequest) (*pb.Workload, error) {
+	return editWorkload(ctx, g, req, model.PromoteWorkload)
+}
+
+func (g *Gateway) ListRevisions(ctx context.Context, req *pb.WorkloadRequest) (*pb.ListRevisionsResponse, error) {
+	v, err := g.view(ctx)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	out, err := model.ListRevisions(v, req)
+	return out, statusOf(err)
+}
+
 // RetryWorkload changes no key of the workload itself, so it keeps its version.
 func (g *Gateway) RetryWorkload(ctx context.Context, req *pb.WorkloadRequest) (*pb.Workload, error) {
 	var w *pb.Workload

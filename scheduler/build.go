@@ -3,6 +3,7 @@ package scheduler
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -324,6 +325,7 @@ func (b *builder) flush() {
 	if len(b.step.effects) > 0 {
 		first = b.step.effects[0].number
 	}
+	var summary strings.Builder
 	for i := range b.notes {
 		n := &b.notes[i]
 		e := &pb.Event{Type: n.kind, WorkloadId: b.w.id, Message: n.message(), Reason: n.reason}
@@ -335,10 +337,11 @@ func (b *builder) flush() {
 		}
 		b.do(model.PutEvent(e, b.d.now, fmt.Sprintf("%s-%d-%d-%d", b.w.id, b.d.p.revision, first, i)))
 		if i > 0 {
-			b.step.Summary += "; "
+			summary.WriteString("; ")
 		}
-		b.step.Summary += e.Message
+		summary.WriteString(e.Message)
 	}
+	b.step.Summary = summary.String()
 	switch {
 	case b.step.Summary != "":
 	case b.step.rollout != nil:

@@ -37,6 +37,61 @@ func (b *builder) stop() {
 	}
 }
 
+// alone reports whether nothing is on n any more but what has completed and
+// replicas of kind global, which leave a node last.
+func alone(n *node) bool {
+	others := func(r *replica) bool { return r.w.want == nil || r.w.want.kind != pb.WorkloadKind_GLOBAL }
+	for _, r := range n.assigned {
+		if others(r) && r.reported() != pb.State_COMPLETED {
+			return false
+		}
+	}
+	// What was told to leave and is not gone.
+	for _, r := range n.observed {
+		if others(r) && r.assignment.node != n {
+			return false
+		}
+	}
+	return true
+}
+
+// left wakes what leaves a node last, when something else may have left it.
+func (p *Picture) left(n *node) {
+	if n == nil || !n.drains() {
+		return
+	}
+	for _, r := range n.assigned {
+		if p.globals.has(r.w) {
+			p.touch(r.w)
+		}
+	}
+}
+
+// evict moves a replica away from a node whose drain is overdue. Where nothing has
+// room for it it is pending, for the machine may be switched off any moment.
+func (b *builder) evict(r *replica, want desire) {
+	c := candidate{r: r, why: b.unfit(r.assignment.node)}
+	if want != wantRun {
+		c = b.renewal(r)
+	}
+	if !b.replace(c) && !b.truncated {
+		b.tally.stuck--
+		b.evicted(r)
+	}
+}
+
+// evicted takes a replica away for which there is no other place.
+func (b *builder) evicted(r *replica) {
+	b.outOfService(r)
+	b.tally.pending++
+	b.tally.assigned--
+	b.release(r)
+	b.say(note{
+		kind: pb.EventType_RESCHEDULED, verb: verbRemoved, why: "its drain is overdue, and no other node has room",
+		number: r.number, node: r.assignment.node.id,
+	})
+}
+
 // leave decides about a workload that is to be deleted: first the assignments
 // go, then the agents report that the replicas are gone, then the records go.
 func (b *builder) leave() {

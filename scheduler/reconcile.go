@@ -106,12 +106,19 @@ const (
 	// Count the failure; attempt it again after a pause, elsewhere if possible, until
 	// attempts are used up. A refusal for lack of room costs none.
 	retryIt
+	// As retryIt, without the pause; where no other node has room it is taken away and
+	// pending.
+	retryNow
 	// Nothing is left to do.
 	rest
+	// As on a node that is closed: it may run to its end until the deadline.
+	finish
 	// Assign it elsewhere when the update strategy has one to spare.
 	moveInTurn
 	// Assign it elsewhere now; it stays where nothing else has room.
 	move
+	// Assign it elsewhere now; where nothing else has room it is taken away and pending.
+	evict
 	// Assign it elsewhere now; what is exclusive when it must have ended.
 	moveLost
 	// Assign it anew when the update strategy has one to spare; on its node if that
@@ -135,6 +142,9 @@ const (
 	forget
 	// It stays assigned and counts for nothing until its node is back.
 	park
+	// Take its assignment away when nothing else is left on its node but completed work
+	// and others of this kind. It counts for nothing.
+	leaveLast
 	actions
 )
 
@@ -147,35 +157,35 @@ var table = [desires][sights]row{
 		pausing:    {nowhere: pause},
 		ending:     {fit: placeOnceEnded, closed: placeOnceEnded, draining: placeOnceEnded, overdue: placeOnceEnded, unmatched: placeOnceEnded, lost: placeOnceEnded, gone: placeOnceEnded},
 		exhausted:  {nowhere: giveUp, fit: giveUp, closed: giveUp, draining: vacate, overdue: vacate, unmatched: giveUp, lost: giveUp, gone: vacate},
-		starting:   {fit: await, closed: await, draining: move, overdue: move, unmatched: move, lost: moveLost, gone: moveLost},
-		running:    {fit: keep, closed: keep, draining: moveInTurn, overdue: move, unmatched: moveInTurn, lost: moveLost, gone: moveLost},
-		restarting: {fit: localRestart, closed: localRestart, draining: move, overdue: move, unmatched: move, lost: moveLost, gone: moveLost},
-		failed:     {fit: retryIt, closed: retryIt, draining: retryIt, overdue: retryIt, unmatched: retryIt, lost: moveLost, gone: moveLost},
-		stopped:    {fit: await, closed: await, draining: move, overdue: move, unmatched: move, lost: moveLost, gone: moveLost},
+		starting:   {fit: await, closed: await, draining: move, overdue: evict, unmatched: move, lost: moveLost, gone: moveLost},
+		running:    {fit: keep, closed: keep, draining: moveInTurn, overdue: evict, unmatched: moveInTurn, lost: moveLost, gone: moveLost},
+		restarting: {fit: localRestart, closed: localRestart, draining: move, overdue: evict, unmatched: move, lost: moveLost, gone: moveLost},
+		failed:     {fit: retryIt, closed: retryIt, draining: retryIt, overdue: retryNow, unmatched: retryIt, lost: moveLost, gone: moveLost},
+		stopped:    {fit: await, closed: await, draining: move, overdue: evict, unmatched: move, lost: moveLost, gone: moveLost},
 		completed:  {fit: rest, closed: rest, draining: rest, overdue: rest, unmatched: rest, lost: rest, gone: rest},
 	},
 	wantNew: {
-		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		running:    {fit: replaceInTurn, closed: replaceInTurn, draining: replaceInTurn, overdue: replace, unmatched: replaceInTurn, lost: moveLost, gone: moveLost},
-		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		completed:  {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		starting:   {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		running:    {fit: replaceInTurn, closed: replaceInTurn, draining: replaceInTurn, overdue: evict, unmatched: replaceInTurn, lost: moveLost, gone: moveLost},
+		restarting: {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		failed:     {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		stopped:    {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		completed:  {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
 	},
 	wantHeld: {
-		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		running:    {fit: leave, closed: leave, draining: moveInTurn, overdue: move, unmatched: moveInTurn, lost: moveLost, gone: moveLost},
-		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		completed:  {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		starting:   {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		running:    {fit: leave, closed: leave, draining: moveInTurn, overdue: evict, unmatched: moveInTurn, lost: moveLost, gone: moveLost},
+		restarting: {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		failed:     {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		stopped:    {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		completed:  {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
 	},
 	wantStart: {
-		starting:   {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		running:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		restarting: {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		failed:     {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
-		stopped:    {fit: replace, closed: replace, draining: replace, overdue: replace, unmatched: replace, lost: moveLost, gone: moveLost},
+		starting:   {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		running:    {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		restarting: {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		failed:     {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
+		stopped:    {fit: replace, closed: replace, draining: replace, overdue: evict, unmatched: replace, lost: moveLost, gone: moveLost},
 		completed:  {fit: rest, closed: rest, draining: rest, overdue: rest, unmatched: rest, lost: rest, gone: rest},
 	},
 	wantStop: {
@@ -206,12 +216,18 @@ var table = [desires][sights]row{
 	},
 }
 
-// exceptions is what is otherwise for a kind, where a replica that is assigned is
-// to run: by the condition of its node, whatever is seen of it.
-var exceptions = [...]row{
+// exception is what is otherwise for a kind where a replica is assigned, for what is
+// wanted up to one desire and for a range of sights.
+type exception struct {
+	want     desire
+	from, to sight
+	row      row
+}
+
+var exceptions = [...]exception{
 	pb.WorkloadKind_SERVICE: {},
-	pb.WorkloadKind_GLOBAL:  {draining: remove, overdue: remove, unmatched: remove, lost: park, gone: remove},
-	pb.WorkloadKind_JOB:     {},
+	pb.WorkloadKind_GLOBAL:  {wantStart, exhausted, completed, row{draining: leaveLast, overdue: remove, unmatched: remove, lost: park, gone: remove}},
+	pb.WorkloadKind_JOB:     {wantRun, starting, restarting, row{draining: finish}},
 }
 
 // situation is a place in the table.
@@ -223,10 +239,8 @@ type situation struct {
 }
 
 func (s situation) action() action {
-	if s.want <= wantStart && s.seen >= exhausted {
-		if a := exceptions[s.kind][s.node]; a != never {
-			return a
-		}
+	if e := &exceptions[s.kind]; s.want <= e.want && s.seen >= e.from && s.seen <= e.to && e.row[s.node] != never {
+		return e.row[s.node]
 	}
 	return table[s.want][s.seen][s.node]
 }
@@ -313,8 +327,14 @@ func (b *builder) conditionOf(n *node, want desire) condition {
 func (b *builder) reconcile(r *replica, want desire) {
 	s := b.situationOf(r, want)
 	do := s.action()
-	b.count(r, s, do)
 	n := r.assignment.node
+	if s.node == draining && n != nil && n.drainDeadline != 0 {
+		b.at(n.drainDeadline)
+	}
+	if do == finish {
+		do = table[s.want][s.seen][closed]
+	}
+	b.count(r, s, do)
 	switch do {
 	case placeIt:
 		b.place(r.number, r)
@@ -335,20 +355,19 @@ func (b *builder) reconcile(r *replica, want desire) {
 		b.recovered(r)
 	case localRestart:
 		b.restarting(r)
-	case retryIt:
-		b.failed(r)
+	case retryIt, retryNow:
+		b.failed(r, do == retryNow)
 	case rest:
 		b.tally.completed++
 		if want <= wantStart {
 			b.dropRetry(r)
 		}
 	case moveInTurn:
-		if n.drainDeadline != 0 && n.drains() {
-			b.at(n.drainDeadline)
-		}
 		b.candidates = append(b.candidates, candidate{r: r, why: b.unfit(n), former: b.rollout.atFormer})
 	case move:
 		b.replace(candidate{r: r, why: b.unfit(n)})
+	case evict:
+		b.evict(r, want)
 	case moveLost:
 		b.lost(r, want != wantRun)
 	case replaceInTurn:
@@ -371,14 +390,18 @@ func (b *builder) reconcile(r *replica, want desire) {
 		b.takeAway(r)
 	case forget:
 		b.forget(r)
-	case awaitGone, park, never:
+	case leaveLast:
+		if alone(n) {
+			b.takeAway(r)
+		}
+	case awaitGone, park, finish, never:
 	}
 }
 
 // count adds what the replica is to the tally; what is done about it may change
 // that again.
 func (b *builder) count(r *replica, s situation, do action) {
-	if r.assignment.mod == 0 || do == remove || do == park {
+	if r.assignment.mod == 0 || do == remove || do == park || do == leaveLast {
 		return
 	}
 	b.tally.assigned++

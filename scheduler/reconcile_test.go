@@ -62,11 +62,11 @@ func TestReconciliationDocument(t *testing.T) {
 			}
 		}
 	}
-	out.WriteString("\nWhere one that is assigned is to run, these kinds differ, whatever is seen:\n\n")
-	head("kind")
-	for kind, r := range exceptions {
-		if r != (row{}) {
-			line(strings.ToLower(pb.WorkloadKind(kind).String()), r)
+	out.WriteString("\nThese kinds differ where a replica is assigned:\n\n")
+	head("kind, wanted, seen")
+	for kind, e := range exceptions {
+		if e.row != (row{}) {
+			line(fmt.Sprintf("%s, %s to %s, %s to %s", strings.ToLower(pb.WorkloadKind(kind).String()), wants[0].Name, wants[e.want].Name, seen[e.from].Name, seen[e.to].Name), e.row)
 		}
 	}
 	doctest.Section(t, "../docs/reconciliation.md", "scheduler", out.String(), *update)
@@ -82,7 +82,8 @@ func TestReconciliationTable(t *testing.T) {
 			for seen := range sights {
 				for node := range conditions {
 					c := cell{situation{pb.WorkloadKind(kind), want, seen, node}}
-					special := want <= wantStart && seen > exhausted && exceptions[kind][node] != never
+					e := exceptions[kind]
+					special := want <= e.want && seen >= e.from && seen <= e.to && e.row[node] != never && (seen > exhausted || want == wantRun)
 					if c.action() == never || kind != 0 && !special {
 						continue
 					}
@@ -321,6 +322,16 @@ func (c cell) test(t *testing.T) {
 	case leave:
 		w.unchanged()
 		w.is(pb.State_UPDATING)
+	case retryNow:
+		w.assignedAnew(false)
+		if r := w.retryRecord(); r == nil || r.Attempts != 1 {
+			t.Fatalf("%v", r)
+		}
+		w = c.world(t, false, true)
+		w.changeNode("n2", func(n *pb.Node) { n.Unschedulable = true })
+		w.settle(nil)
+		w.unassigned()
+		w.is(pb.State_PENDING)
 	case rest:
 		w.unchanged()
 		w.report("w/000001", pb.State_STOPPED, nil)
@@ -334,6 +345,28 @@ func (c cell) test(t *testing.T) {
 		w.settle(nil)
 		w.unchanged()
 		w.is(pb.State_UPDATING)
+	case finish:
+		w.unchanged()
+		w.changeNode("n1", func(n *pb.Node) { n.DrainDeadline = timestamppb.New(w.now.Add(time.Minute)) })
+		if plan := w.settle(nil); !plan.Wake.Equal(w.now.Add(time.Minute)) {
+			t.Fatalf("decides again at %v", plan.Wake)
+		}
+		w.unchanged()
+		w.now = w.now.Add(time.Minute)
+		w.settle(nil)
+		w.assignedAnew(false)
+	case evict:
+		w = c.world(t, false, false)
+		w.settle(nil)
+		w.assignedAnew(false)
+		w = c.world(t, false, false)
+		w.changeNode("n2", func(n *pb.Node) { n.Unschedulable = true })
+		w.settle(nil)
+		w.unassigned()
+		w.is(pb.State_PENDING)
+		w.changeNode("n2", func(n *pb.Node) { n.Unschedulable = false })
+		w.settle(nil)
+		w.assignedAnew(false)
 	case move, replace:
 		w = c.world(t, false, false)
 		w.settle(nil)
@@ -370,6 +403,9 @@ func (c cell) test(t *testing.T) {
 		}
 	case forget:
 		c.testForget(t, w)
+	case leaveLast:
+		w.unassigned()
+		c.testLeaveLast(t)
 	case park:
 		w.unchanged()
 		if st := w.status(); st.Assigned != 0 {
@@ -382,7 +418,7 @@ func (c cell) test(t *testing.T) {
 
 func (c cell) testRetry(t *testing.T, w *cellWorld) {
 	w.unchanged()
-	if r := w.retryRecord(); c.node != overdue && (r == nil || r.Attempts != 0 || r.NextRetryAt == nil) {
+	if r := w.retryRecord(); r == nil || r.Attempts != 0 || r.NextRetryAt == nil {
 		t.Fatalf("%v", r)
 	}
 	w.now = w.now.Add(time.Minute)
@@ -391,6 +427,24 @@ func (c cell) testRetry(t *testing.T, w *cellWorld) {
 	if r := w.retryRecord(); r == nil || r.Attempts != 1 {
 		t.Fatalf("%v", r)
 	}
+}
+
+// testLeaveLast sees that it stays as long as there is something else.
+func (c cell) testLeaveLast(t *testing.T) {
+	w := c.world(t, false, true)
+	w.submit(&pb.WorkloadSpec{Id: "other", Spec: &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{}}}, "v1")
+	w.put(model.AssignmentKey("other", 0), &pb.Assignment{WorkloadId: "other", NodeId: "n1", Generation: 1, Revision: "v1"})
+	w.report("other/000000", pb.State_RUNNING, nil)
+	w.changeNode("n2", func(n *pb.Node) { n.Unschedulable = true }) // so that it stays
+	w.settle(nil)
+	w.unchanged()
+	w.remove(model.AssignmentKey("other", 0))
+	w.changeWorkload("other", func(rec *pb.Workload) { rec.Spec.DesiredState = pb.DesiredState_DESIRED_DELETED })
+	w.settle(nil)
+	w.unchanged() // its agent has not said that it is gone
+	w.gone("other/000000")
+	w.settle(nil)
+	w.unassigned()
 }
 
 func (c cell) testForget(t *testing.T, w *cellWorld) {

@@ -166,6 +166,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 		}
 	}
 	p.reserve(r, false)
+	p.left(old)
 	p.touch(w)
 	p.forgetReplica(r)
 }
@@ -200,6 +201,8 @@ func (p *Picture) putObserved(id string, number int32, mod int64, rec *pb.Replic
 		}
 	}
 	p.reserve(r, held)
+	p.left(old)
+	p.left(r.observed.node)
 	p.touch(w)
 	p.forgetReplica(r)
 }

@@ -292,11 +292,12 @@ func (b *builder) leastOf(desired int32) int {
 }
 
 // replace gives a replica a new assignment: on its own node where that still
-// will do, else elsewhere. Without a place, what runs goes on running.
-func (b *builder) replace(c candidate) {
+// will do, else elsewhere. Without a place, what runs goes on running and the
+// answer is false.
+func (b *builder) replace(c candidate) bool {
 	r := c.r
 	if b.full() {
-		return
+		return false
 	}
 	to, ok := b.run.fitsInPlace(r, b.seed(r.number, r))
 	if !ok && b.w.want.kind != pb.WorkloadKind_GLOBAL {
@@ -313,7 +314,7 @@ func (b *builder) replace(c candidate) {
 		} else {
 			b.tally.stuck++
 		}
-		return
+		return false
 	}
 	if c.renewed {
 		b.dropRetry(r)
@@ -321,12 +322,11 @@ func (b *builder) replace(c candidate) {
 		b.clearWait(r, b.retryOf(r))
 	}
 	b.move(r, to, c.why, pb.EventType_RESCHEDULED)
+	return true
 }
 
-// move carries a replica to a spot that was found for it, or, for exclusive
-// work that may still run elsewhere, takes the first half of the way.
-func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
-	from := r.assignment.node
+// outOfService takes a replica out of the counts of those that serve.
+func (b *builder) outOfService(r *replica) {
 	b.tally.disrupted++
 	if b.counts(r) {
 		b.tally.serving--
@@ -337,6 +337,13 @@ func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
 			b.tally.updated--
 		}
 	}
+}
+
+// move carries a replica to a spot that was found for it, or, for exclusive
+// work that may still run elsewhere, takes the first half of the way.
+func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
+	from := r.assignment.node
+	b.outOfService(r)
 	b.begin()
 	b.relyOn(from)
 	if to.node != from && b.exclusive(r) && !b.vacated(r, from) {

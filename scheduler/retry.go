@@ -62,8 +62,8 @@ func givenUp(attempts int32) string {
 // the next attempt is due then, which is also what a user's retry makes of it;
 // without one, an attempt is under way, and a failure that is reported now is a
 // new one. Where there is no record, the failure is the first, and its time is
-// when it was seen.
-func (b *builder) failed(r *replica) {
+// when it was seen. now: it can't wait where it is.
+func (b *builder) failed(r *replica, now bool) {
 	known := b.retryOf(r)
 	t := known
 	if t == nil {
@@ -73,7 +73,7 @@ func (b *builder) failed(r *replica) {
 	if reason == nil {
 		reason = &pb.Reason{Code: pb.ReasonCode_RUNTIME_ERROR, Message: "failed"}
 	}
-	if t.next > b.d.nano {
+	if t.next > b.d.nano && !now {
 		b.retryPending(t.reason, t.next)
 		return
 	}
@@ -86,6 +86,9 @@ func (b *builder) failed(r *replica) {
 			if b.elsewhere(r, t, avoid, reason) {
 				return
 			}
+			if now {
+				break
+			}
 			b.wait(r, t.attempts, []string{here}, reason, b.d.nano+int64(refusedBackoff))
 			return
 		case final(reason), t.attempts >= maxAttempts:
@@ -96,12 +99,12 @@ func (b *builder) failed(r *replica) {
 		if known == nil && r.observed.transition != 0 {
 			since = min(since, r.observed.transition)
 		}
-		if due := since + int64(backoff(t.attempts)); due > b.d.nano {
+		if due := since + int64(backoff(t.attempts)); due > b.d.nano && !now {
 			b.wait(r, t.attempts, avoid, reason, due)
 			return
 		}
 	}
-	b.attempt(r, t, avoid, reason, free)
+	b.attempt(r, t, avoid, reason, free, now)
 }
 
 // elsewhere takes a replica that its node refused to one that has not refused
@@ -120,8 +123,9 @@ func (b *builder) elsewhere(r *replica, t *retry, avoid []string, reason *pb.Rea
 }
 
 // attempt starts the replica again, on another node where one fits. Where none
-// does, it waits for one, and that costs nothing.
-func (b *builder) attempt(r *replica, t *retry, avoid []string, reason *pb.Reason, free bool) {
+// does, it waits for one, and that costs nothing: where it is, unless it has to
+// leave now.
+func (b *builder) attempt(r *replica, t *retry, avoid []string, reason *pb.Reason, free, now bool) {
 	if b.full() {
 		return
 	}
@@ -138,8 +142,12 @@ func (b *builder) attempt(r *replica, t *retry, avoid []string, reason *pb.Reaso
 		to, ok = b.run.choose(r.number, seed, avoid, false)
 	}
 	if !ok {
-		b.tally.pending++
 		b.waiting = true
+		if now {
+			b.evicted(r)
+		} else {
+			b.tally.pending++
+		}
 		return
 	}
 	attempts, why := t.attempts, "tried again after: "+said(reason)

@@ -159,6 +159,8 @@ func (s *script) command(f []string) {
 	case "why":
 		s.see()
 		s.explain(args[0])
+	case "whatif":
+		s.whatIf(args)
 	default:
 		s.t.Fatalf("unknown command %q", verb)
 	}

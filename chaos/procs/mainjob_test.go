@@ -184,6 +184,7 @@ func TestIdleClusterWritesNothing(t *testing.T) {
 	c.Join("agent", "a1")
 	c.Eventually("a1 is ready", soon, func() error { return c.readyNodes(1) })
 	c.Must("run", "--process", "--name", "idle", "--wait", "--", "sleep", "1000")
+	c.Must("rollout", "status", "idle", "--wait")
 	start := c.quiet(soon)
 	time.Sleep(*idle) // what is measured is that nothing happens in this time
 	if end := c.appliedIndex(); end != start {

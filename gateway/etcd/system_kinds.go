@@ -36,7 +36,7 @@ type kind struct {
 
 var kinds = []kind{
 	{
-		pattern: "/workloads/*", message: &pb.Workload{}, without: []string{"status", "replicas"},
+		pattern: "/workloads/*", message: &pb.Workload{}, without: []string{"status", "replicas", "rollout"},
 		complete: func(m proto.Message, kv *pb.KeyValue) { m.(*pb.Workload).ResourceVersion = kv.ModRevision },
 		put: func(v model.Reader, id string, document []byte, m model.Meta) (*pb.Txn, error) {
 			txn, _, err := model.PutWorkload(v, id, document, m)
@@ -50,6 +50,10 @@ var kinds = []kind{
 	{
 		pattern: "/workloads/*/status", message: &pb.WorkloadStatus{}, part: true,
 		writer: "the scheduler", instead: "put or delete the workload one level up",
+	},
+	{
+		pattern: "/workloads/*/rollout", message: &pb.Rollout{}, part: true,
+		writer: "the scheduler", instead: "put or delete the workload one level up, or use persys rollout",
 	},
 	{
 		pattern: "/nodes/*", message: &pb.Node{}, without: []string{"usage", "last_heartbeat", "reserved", "assignments"},

@@ -65,6 +65,7 @@ func examples(t testing.TB) map[string]proto.Message {
 	return map[string]proto.Message{
 		model.WorkloadKey("web"):                   &pb.Workload{Spec: spec, Revision: model.Revision(spec), Uid: "u1", CreateTime: at, UpdateTime: at, RestartGeneration: 1},
 		model.WorkloadStatusKey("web"):             &pb.WorkloadStatus{State: pb.State_RUNNING, Desired: 2, Assigned: 2, Running: 2},
+		model.RolloutKey("web"):                    &pb.Rollout{State: pb.RolloutState_ROLLOUT_PROGRESSING, Revision: "0123456789abcd", StartTime: at, ProgressTime: at, Desired: 2, Updated: 1},
 		model.RevisionKey("web", "0123456789abcd"): &pb.Revision{Spec: spec, Revision: "0123456789abcd", CreateTime: at, Uid: "u1"},
 		model.AssignmentKey("web", 0):              &pb.Assignment{WorkloadId: "web", NodeId: "n1", Generation: 1, CpuMillis: 500, Epoch: 1, CreateTime: at, Explanation: "emptiest"},
 		model.ReplicaKey("web", 0):                 &pb.Replica{WorkloadId: "web", NodeId: "n1", Generation: 1, State: pb.State_RUNNING, StartTime: at, RuntimeId: "c1"},

@@ -23,10 +23,11 @@ const maxInput = 16 << 20
 
 func (a *app) applyCommand() *cobra.Command {
 	var (
-		files             []string
-		recursive, dryRun bool
-		wait, createOnly  bool
-		ifVersion         int64
+		files            []string
+		recursive        bool
+		dryRun           string
+		wait, createOnly bool
+		ifVersion        int64
 	)
 	c := &cobra.Command{
 		Use:     "apply -f FILE...",
@@ -38,45 +39,43 @@ YAML or JSON with one or several documents; a directory stands for the .yaml,
 before anything is sent.`,
 		Example: `  persys apply -f examples/container.yaml --wait
   persys apply -f web/ -f worker.yaml
+  persys apply -f web.yaml --dry-run
   persys get workload web --spec -o yaml | persys apply -f -`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageErrorf("files are given with -f, as in `persys apply -f %s`", args[0])
-			}
-			return nil
-		},
+		Args: noFiles("apply"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if len(files) == 0 {
-				return usageErrorf("persys apply needs -f FILE")
-			}
-			specs, err := readSpecs(files, recursive, a.Stdin)
+			specs, err := a.specsOf("apply", files, recursive)
 			if err != nil {
 				return err
 			}
 			if ifVersion != 0 && len(specs) != 1 {
 				return usageErrorf("--if-version is for one workload, the files have %d", len(specs))
 			}
-			if dryRun {
+			requests := make([]*pb.ApplyWorkloadRequest, len(specs))
+			for i, s := range specs {
+				requests[i] = &pb.ApplyWorkloadRequest{Spec: s, IfVersion: ifVersion, CreateOnly: createOnly}
+			}
+			switch dryRun {
+			case "":
+				return a.apply(cmd, requests, wait)
+			case dryRunServer:
+				return a.plans(cmd, requests, a.printPlans())
+			case dryRunClient:
 				for _, s := range specs {
 					a.note("workload/%s is valid (checked here only: nothing was sent, no place was looked for)", s.Id)
 				}
 				return nil
 			}
-			requests := make([]*pb.ApplyWorkloadRequest, len(specs))
-			for i, s := range specs {
-				requests[i] = &pb.ApplyWorkloadRequest{Spec: s, IfVersion: ifVersion, CreateOnly: createOnly}
-			}
-			return a.apply(cmd, requests, wait)
+			return usageErrorf("--dry-run: %q; allowed: %s (which --dry-run alone means), %s", dryRun, dryRunServer, dryRunClient)
 		},
 	}
 	flags := c.Flags()
-	flags.StringArrayVarP(&files, "file", "f", nil, "`file` or directory to read; - is standard input; may be repeated")
-	flags.BoolVarP(&recursive, "recursive", "R", false, "read directories below directories too")
-	flags.BoolVar(&dryRun, "dry-run", false, "only check the files, on this machine; nothing is sent")
+	fileFlags(c, &files, &recursive)
+	flags.StringVar(&dryRun, "dry-run", "", "`how` to show only what would happen: server, or client to check the files on this machine alone")
+	flags.Lookup("dry-run").NoOptDefVal = dryRunServer
+	completeFixed(c, "dry-run", dryRunServer, dryRunClient)
 	flags.BoolVar(&wait, "wait", false, "wait until everything runs; a failure is exit code 6")
 	flags.BoolVar(&createOnly, "create-only", false, "refuse workloads that exist already")
 	flags.Int64Var(&ifVersion, "if-version", 0, "refuse unless the workload's resource_version is this `number`")
-	must(c.MarkFlagFilename("file", "yaml", "yml", "json"))
 	return c
 }
 
@@ -90,7 +89,7 @@ func (a *app) apply(cmd *cobra.Command, requests []*pb.ApplyWorkloadRequest, wai
 			if err != nil {
 				return about("workload", request.Spec.Id, err)
 			}
-			goals = append(goals, goal{id: answer.Workload.GetSpec().GetId(), version: answer.Workload.GetResourceVersion()})
+			goals = append(goals, goal{id: answer.Workload.GetSpec().GetId(), version: answer.Workload.GetResourceVersion(), revision: answer.Workload.GetRevision()})
 			return a.outcome(answer)
 		})
 		if err != nil || !wait {

@@ -88,6 +88,9 @@ func Main(ctx context.Context, args []string, env Env) int {
 	if ctx.Err() != nil && exitCode(err) == exitInterrupted {
 		return exitInterrupted // whoever pressed ^C knows why
 	}
+	if errors.Is(err, errDiffers) {
+		return exitDiffers
+	}
 	fmt.Fprintln(env.Stderr, "persys:", message(err))
 	if !a.started {
 		return exitUsage
@@ -171,8 +174,8 @@ const (
 
 func (a *app) workCommands() []*cobra.Command {
 	return inGroup(groupWork,
-		a.applyCommand(), a.runCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.scaleCommand(),
-		a.startCommand(), a.stopCommand(), a.restartCommand(), a.retryCommand(), a.logsCommand(), a.whyCommand())
+		a.applyCommand(), a.diffCommand(), a.runCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.scaleCommand(),
+		a.startCommand(), a.stopCommand(), a.restartCommand(), a.retryCommand(), a.rolloutGroup(), a.logsCommand(), a.whyCommand())
 }
 
 func (a *app) clusterCommands() []*cobra.Command {

@@ -63,6 +63,51 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestPlans asks what would be, before and after anything is there.
+func TestPlans(t *testing.T) {
+	x := newTrust(t)
+	web := &pb.WorkloadSpec{Id: "web", Spec: &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{Image: "nginx:1"}}}
+	f := &fakeCluster{workloads: map[string]*pb.Workload{"web": {Spec: web}}}
+	u := newUser(t).knows(x, x.serve(f))
+	var b strings.Builder
+	for _, input := range []string{
+		"{id: web, container: {image: 'nginx:1'}}", "{id: web, container: {image: 'nginx:2'}}", "{id: new, container: {image: 'nginx:2'}}",
+		"[{id: web, container: {image: 'nginx:1'}}, {id: new, container: {image: 'nginx:2'}}]", "{id: web}",
+	} {
+		u.in = input
+		b.WriteString("# " + input + "\n\n")
+		for _, line := range []string{
+			"apply -f - --dry-run", "apply -f - --dry-run -o json", "apply -f - --dry-run -o name", "apply -f - --dry-run=client", "apply -f - --dry-run --create-only",
+			"diff -f -", "diff -f - -o yaml", "diff -f - -o name",
+		} {
+			r := u.types(strings.Fields(line)...)
+			b.WriteString("$ persys " + line + "\n" + r.out)
+			if r.errors != "" {
+				b.WriteString("! " + strings.ReplaceAll(strings.TrimSuffix(r.errors, "\n"), "\n", "\n! ") + "\n")
+			}
+			if r.code != 0 {
+				b.WriteString("exit code " + string(rune('0'+r.code)) + "\n")
+			}
+			b.WriteString("\n")
+		}
+	}
+	golden(t, "plans.txt", b.String())
+	if f.called("ApplyWorkload") > 0 || len(f.workloads) != 1 {
+		t.Error("a plan was carried out")
+	}
+	if r := u.types("apply", "-f", "-", "--dry-run=perhaps"); r.code != exitUsage {
+		t.Errorf("%+v", r)
+	}
+	if r := u.types("diff", "web.yaml"); r.code != exitUsage || !strings.Contains(r.errors, "persys diff -f web.yaml") {
+		t.Errorf("%+v", r)
+	}
+	u.in = "{id: web, container: {image: 'nginx:1'}}"
+	f.fail = status.Error(codes.Internal, "broken")
+	if r := u.types("diff", "-f", "-"); r.code <= exitDiffers {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestExitCodesOfTheServer(t *testing.T) {
 	for code, want := range map[codes.Code]int{
 		codes.NotFound: exitNotFound, codes.AlreadyExists: exitConflict, codes.Aborted: exitConflict, codes.FailedPrecondition: exitConflict,
@@ -245,7 +290,7 @@ func TestCompletionAsksTheServer(t *testing.T) {
 
 // What examples/ holds is what users try first.
 func TestExamplesAreValid(t *testing.T) {
-	r := newUser(t).types("apply", "--dry-run", "-f", "../../examples")
+	r := newUser(t).types("apply", "--dry-run=client", "-f", "../../examples")
 	if r.code != exitOK || strings.Count(r.errors, "is valid") < 4 {
 		t.Errorf("%+v", r)
 	}

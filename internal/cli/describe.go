@@ -56,6 +56,7 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 		p.field("Next try", clock(at, now))
 	}
 	p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	p.field("Rollout", rolloutText(w))
 	p.field("Runs", whatRuns(s))
 	p.field("Resources", resourcesText(s.GetResources()))
 	p.field("Placement", placementText(s.GetPlacement()))

@@ -15,6 +15,7 @@ import (
 const (
 	exitOK          = 0
 	exitFailure     = 1
+	exitDiffers     = 1 // of persys diff, which makes exitUsage of a failure
 	exitUsage       = 2
 	exitNotFound    = 3
 	exitConflict    = 4
@@ -33,6 +34,9 @@ type codedError struct {
 
 func (e *codedError) Error() string { return e.err.Error() }
 func (e *codedError) Unwrap() error { return e.err }
+
+// errDiffers is an answer, and nobody is told of an error.
+var errDiffers = coded(exitDiffers, "there are differences")
 
 func coded(code int, format string, args ...any) error {
 	return &codedError{code, fmt.Errorf(format, args...)}

@@ -140,6 +140,37 @@ func (f *fakeCluster) ApplyWorkload(_ context.Context, r *pb.ApplyWorkloadReques
 	return &pb.ApplyWorkloadResponse{Outcome: outcome, Workload: w}, nil
 }
 
+// PlanWorkload knows no field but the image.
+func (f *fakeCluster) PlanWorkload(_ context.Context, r *pb.ApplyWorkloadRequest) (*pb.WorkloadPlan, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.workloads[r.Spec.Id]
+	switch {
+	case old == nil:
+		return &pb.WorkloadPlan{
+			Outcome: pb.ApplyWorkloadResponse_CREATED, Revision: "r1",
+			Changes: []*pb.FieldChange{{Path: "id", New: r.Spec.Id}},
+			Placements: []*pb.PlannedChange{
+				{WorkloadId: r.Spec.Id, Action: pb.PlannedChange_PLACE, NodeId: "n1", Explanation: "emptiest of 2 that match"},
+				{WorkloadId: r.Spec.Id, Replica: 1, Action: pb.PlannedChange_WAIT, Explanation: "cpu (2 nodes)"},
+			},
+			Pending: []string{"1 replica is without a place", "2 nodes: cpu: 2 wanted, 1 free at most"},
+		}, nil
+	case r.CreateOnly:
+		return nil, status.Errorf(codes.AlreadyExists, "exists already")
+	case old.Spec.GetContainer().GetImage() == r.Spec.GetContainer().GetImage():
+		return &pb.WorkloadPlan{Revision: "r1", Unchanged: 2}, nil
+	}
+	return &pb.WorkloadPlan{
+		Outcome: pb.ApplyWorkloadResponse_UPDATED, Revision: "r2",
+		Changes: []*pb.FieldChange{{Path: "container.image", Old: old.Spec.GetContainer().GetImage(), New: r.Spec.GetContainer().GetImage()}, {Path: "env.A", New: "1"}},
+		Placements: []*pb.PlannedChange{
+			{WorkloadId: r.Spec.Id, Action: pb.PlannedChange_REPLACE, NodeId: "n1", Explanation: "step 1 of 2: where it was; new revision"},
+			{WorkloadId: r.Spec.Id, Replica: 1, Action: pb.PlannedChange_MOVE, NodeId: "n1", FromNodeId: "n2", Explanation: "step 2 of 2: emptiest of 2 that match; new revision"},
+		},
+	}, nil
+}
+
 func (f *fakeCluster) GetWorkload(_ context.Context, r *pb.GetWorkloadRequest) (*pb.Workload, error) {
 	return f.find(r.Id)
 }

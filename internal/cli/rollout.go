@@ -22,6 +22,10 @@ type goal struct {
 	// The workload as the command left it; nothing older counts. 0: whatever
 	// there is.
 	version int64
+	// Its revision then: if that is taken back, the command has failed.
+	revision string
+	// The newest rollout itself is to be through, however it began.
+	rollout bool
 	// For restart: the generation of each replica before it, all of which must
 	// be replaced.
 	replaced map[int32]int64
@@ -38,6 +42,9 @@ type progress struct {
 	lasting  bool
 	restarts int32
 	text     string
+	// What was wanted has been taken back, or is about to be: it fails for good when
+	// that is through.
+	takenBack, through bool
 }
 
 // progressOf judges one state of a workload. Pure.
@@ -47,7 +54,18 @@ func progressOf(w *pb.Workload, g goal) progress {
 	if why := reason(st.GetReason()); why != "" {
 		p.text += ": " + oneLine(why)
 	}
-	if g.deleted || w.ResourceVersion < g.version || st.GetRevision() != w.Revision {
+	if follows(w) {
+		p.text += "; " + rolloutCounts(w)
+	}
+	if g.deleted || w.ResourceVersion < g.version {
+		return p
+	}
+	if p.takenBack = takenBack(w, g); p.takenBack {
+		p.text = rolloutText(w)
+		p.through = w.Rollout.EndTime != nil
+		return p
+	}
+	if st.GetRevision() != w.Revision {
 		return p
 	}
 	switch w.GetSpec().GetDesiredState() {
@@ -56,14 +74,54 @@ func progressOf(w *pb.Workload, g goal) progress {
 	case pb.DesiredState_DESIRED_DELETED:
 		p.failed, p.text = true, "it is being deleted"
 	default:
-		p.done = runsInFull(w, g)
-		p.lasting = w.GetSpec().GetKind() != pb.WorkloadKind_JOB && st.GetDesired() > 0
+		p.done = runsInFull(w, g) || awaitsUser(w)
+		p.lasting = !awaitsUser(w) && w.GetSpec().GetKind() != pb.WorkloadKind_JOB && st.GetDesired() > 0
 		for _, r := range w.Replicas {
 			p.restarts += r.Restarts
 		}
 	}
 	p.failed = p.failed || st.GetState() == pb.State_FAILED
+	if r := w.Rollout; ofPresent(w) && r.State == pb.RolloutState_ROLLOUT_FAILED && st.GetState() != pb.State_STOPPED {
+		p.failed, p.text = true, rolloutText(w)
+	}
 	return p
+}
+
+// ofPresent reports whether the rollout is that of what is wanted now, and not of
+// what was wanted before.
+func ofPresent(w *pb.Workload) bool {
+	r := w.GetRollout()
+	return r != nil && r.Revision == w.Revision && r.RestartGeneration == w.RestartGeneration
+}
+
+// follows reports whether there is an update under way; the first rollout of a
+// workload replaces nothing, and is through when everything runs.
+func follows(w *pb.Workload) bool {
+	r := w.GetRollout()
+	goesOn := r.GetState() == pb.RolloutState_ROLLOUT_PROGRESSING || r.GetState() == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION ||
+		r.GetState() == pb.RolloutState_ROLLOUT_ROLLED_BACK && r.EndTime == nil
+	return ofPresent(w) && goesOn && r.Previous != ""
+}
+
+// awaitsUser reports whether all canaries are healthy, and somebody has to accept
+// them.
+func awaitsUser(w *pb.Workload) bool {
+	u := w.GetSpec().GetUpdate()
+	return follows(w) && w.Rollout.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && !u.GetAutoPromote() && w.Rollout.Canaries >= u.GetCanary() &&
+		w.PromotedRevision != w.Revision
+}
+
+// takenBack reports whether what the command asked for is no longer wanted because
+// it failed.
+func takenBack(w *pb.Workload, g goal) bool {
+	r := w.GetRollout()
+	switch {
+	case r.GetFailedRevision() == "" || !ofPresent(w):
+		return false
+	case g.rollout:
+		return true
+	}
+	return r.FailedRevision == g.revision && w.Revision != g.revision
 }
 
 // runsInFull reports whether a workload that is to run does so in full; a job,
@@ -74,6 +132,9 @@ func runsInFull(w *pb.Workload, g goal) bool {
 		return st.State == pb.State_COMPLETED
 	}
 	if st.State != pb.State_RUNNING || st.Running < st.Desired || st.Updated < st.Desired {
+		return false
+	}
+	if follows(w) || g.rollout && w.Rollout.GetState() != pb.RolloutState_ROLLOUT_COMPLETED {
 		return false
 	}
 	// The status may be older than the last change of the number.
@@ -148,6 +209,8 @@ func awaitOne(ctx context.Context, c *client, g goal, say func(string)) error {
 				say(p.text)
 			}
 			switch {
+			case p.through:
+				return coded(exitRollout, "workload %q: %s; see `persys rollout status %s`", g.id, p.text, g.id)
 			case p.done && !p.lasting:
 				return nil
 			case !p.done:
@@ -202,6 +265,8 @@ func watchEnd(g goal, last progress, err error) error {
 	switch {
 	case codeOf(err) == codes.NotFound && g.deleted:
 		return nil
+	case last.takenBack && exitCode(err) == exitUnavailable:
+		return coded(exitRollout, "timed out: workload %q: %s; see `persys rollout status %s`", g.id, last.text, g.id)
 	case exitCode(err) == exitUnavailable && !strings.Contains(err.Error(), "no server answers"):
 		what := "is not as wanted"
 		if g.deleted {

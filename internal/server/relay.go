@@ -21,18 +21,47 @@ const (
 	relayBytes   = 1 << 20
 )
 
+// What agents say travels in two lanes, so that no lease waits for the status of
+// thousands of replicas.
+const (
+	beats = iota // hello and heartbeats
+	statuses
+	lanes
+)
+
+// lane holds the sessions that have something of one kind to relay.
+type lane struct {
+	waiting []*session // who came first is first
+	wake    chan struct{}
+}
+
+func (l *lane) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// load is what one session has said of one kind and the leader has not yet
+// acknowledged: not yet sent, or being relayed.
+type load struct {
+	pending, flying *pb.AgentReport
+	waits           bool // its session is in lane.waiting
+}
+
 // relay carries what this replica's agents say to the leader, in batches: while
 // one is under way the next gathers. Who has waited longest comes first, so that
-// an agent with much to say delays nobody for long. What the leader did not acknowledge is
-// sent again, to the next leader if need be; agents notice nothing of it.
-func (s *sessions) relay(ctx context.Context, memberID string, send func(context.Context, *pb.RelayRequest) (*pb.RelayResponse, error)) error {
+// an agent with much to say delays nobody for long. What the leader did not
+// acknowledge is sent again, to the next leader if need be; agents notice nothing
+// of it.
+func (s *sessions) relay(ctx context.Context, kind int, memberID string, send func(context.Context, *pb.RelayRequest) (*pb.RelayResponse, error)) error {
 	for {
 		select {
-		case <-s.wake:
+		case <-s.lanes[kind].wake:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		batch, request := s.gather(memberID)
+		batch, request := s.gather(kind, memberID)
 		if len(batch) == 0 {
 			continue
 		}
@@ -44,7 +73,7 @@ func (s *sessions) relay(ctx context.Context, memberID string, send func(context
 		}
 		if err != nil {
 			s.log.Debug("relay to the leader failed", "error", err)
-			s.giveBack(batch)
+			s.giveBack(kind, batch)
 			select {
 			case <-time.After(relayBackoff):
 			case <-ctx.Done():
@@ -52,65 +81,76 @@ func (s *sessions) relay(ctx context.Context, memberID string, send func(context
 			}
 			continue
 		}
-		s.settle(batch, response)
+		s.settle(kind, batch, response)
 	}
 }
 
-func (s *sessions) gather(memberID string) ([]*session, *pb.RelayRequest) {
+func (s *sessions) gather(kind int, memberID string) ([]*session, *pb.RelayRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	lane := &s.lanes[kind]
 	request := &pb.RelayRequest{MemberId: memberID}
 	var batch []*session
 	n, bytes := 0, 0
-	for ; n < len(s.waiting) && len(batch) < relayReports && bytes < relayBytes; n++ {
-		se := s.waiting[n]
-		se.waits = false
+	for ; n < len(lane.waiting) && len(batch) < relayReports && bytes < relayBytes; n++ {
+		se := lane.waiting[n]
+		load := &se.loads[kind]
+		load.waits = false
 		if s.byNode[se.node] != se {
 			continue // it has ended
 		}
-		se.flying, se.pending = se.pending, nil
+		load.flying, load.pending = load.pending, nil
 		batch = append(batch, se)
-		request.Reports = append(request.Reports, se.flying)
-		bytes += proto.Size(se.flying)
+		request.Reports = append(request.Reports, load.flying)
+		bytes += proto.Size(load.flying)
 	}
-	s.waiting = slices.Delete(s.waiting, 0, n)
-	if len(s.waiting) > 0 {
-		s.signal()
+	lane.waiting = slices.Delete(lane.waiting, 0, n)
+	if len(lane.waiting) > 0 {
+		lane.signal()
 	}
 	return batch, request
 }
 
-// giveBack queues again what was not acknowledged.
-func (s *sessions) giveBack(batch []*session) {
+// pending is what the session has still to send, to be added to. It is called
+// with mu held.
+func (s *sessions) pending(se *session, kind int) *pb.AgentReport {
+	load := &se.loads[kind]
+	if load.pending == nil {
+		load.pending = &pb.AgentReport{NodeId: se.node, Incarnation: se.hello.Incarnation}
+	}
+	lane := &s.lanes[kind]
+	if !load.waits {
+		load.waits = true
+		lane.waiting = append(lane.waiting, se)
+	}
+	lane.signal()
+	return load.pending
+}
+
+// giveBack queues again what was not acknowledged: before what has gathered
+// since.
+func (s *sessions) giveBack(kind int, batch []*session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, se := range batch {
-		s.requeue(se)
-	}
-}
-
-// requeue puts what is flying before what has gathered since. It is called
-// with mu held.
-func (s *sessions) requeue(se *session) {
-	report := se.flying
-	se.flying = nil
-	if later := se.pending; later != nil {
-		report.Status = append(report.Status, later.Status...)
-		if later.Heartbeat != nil {
-			report.Heartbeat = later.Heartbeat
+		report := se.loads[kind].flying
+		se.loads[kind].flying = nil
+		if s.byNode[se.node] != se {
+			continue
 		}
-		if later.Hello != nil {
-			report.Hello = later.Hello
+		later := s.pending(se, kind)
+		later.Status = append(report.Status, later.Status...)
+		if later.Heartbeat == nil {
+			later.Heartbeat = report.Heartbeat
 		}
-	}
-	se.pending = report
-	if s.byNode[se.node] == se {
-		s.queue(se)
+		if later.Hello == nil {
+			later.Hello = report.Hello
+		}
 	}
 }
 
 // settle tells the agents what became of their reports.
-func (s *sessions) settle(batch []*session, response *pb.RelayResponse) {
+func (s *sessions) settle(kind int, batch []*session, response *pb.RelayResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, se := range batch {
@@ -123,22 +163,22 @@ func (s *sessions) settle(batch []*session, response *pb.RelayResponse) {
 		case !result.Ok:
 			se.stop(status.Error(codes.Aborted, result.Message))
 		default:
-			se.acknowledge(response.Epoch)
+			se.acknowledge(se.loads[kind].flying, response.Epoch)
 		}
-		se.flying = nil
+		se.loads[kind].flying = nil
 	}
 }
 
-func (se *session) acknowledge(epoch int64) {
-	if se.flying.Hello != nil && !se.isAccepted {
+func (se *session) acknowledge(report *pb.AgentReport, epoch int64) {
+	if report.Hello != nil && !se.isAccepted {
 		se.isAccepted = true
 		close(se.accepted)
 	}
 	var messages []*pb.ServerMessage
-	if h := se.flying.Heartbeat; h != nil {
+	if h := report.Heartbeat; h != nil {
 		messages = append(messages, &pb.ServerMessage{Message: &pb.ServerMessage_HeartbeatAck{HeartbeatAck: &pb.Ack{Seq: h.Seq, Epoch: epoch}}})
 	}
-	for _, r := range se.flying.Status {
+	for _, r := range report.Status {
 		messages = append(messages, &pb.ServerMessage{Message: &pb.ServerMessage_StatusAck{StatusAck: &pb.Ack{Seq: r.Seq, Epoch: epoch}}})
 	}
 	for _, m := range messages {

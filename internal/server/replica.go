@@ -58,6 +58,9 @@ type replica struct {
 	gateway     *gateway.Gateway
 	etcd        *etcd.Server
 
+	// Held while a plan is made that nobody carries out.
+	planning chan struct{}
+
 	// Not nil while this replica leads.
 	leading atomic.Pointer[leading]
 }
@@ -65,7 +68,7 @@ type replica struct {
 // runReplica opens everything, serves until ctx ends, and closes it in reverse.
 // also runs beside it, with the same end.
 func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, also ...func(context.Context, *replica) error) (err error) {
-	r := &replica{config: c, id: id, memberID: id.memberID(), log: log, registry: newRegistry(), picture: newPicture()}
+	r := &replica{config: c, id: id, memberID: id.memberID(), log: log, registry: newRegistry(), picture: newPicture(), planning: make(chan struct{}, 1)}
 	r.metrics = newMetrics(r.registry)
 	if r.credentials, err = pki.LoadCredentials(credentialsDir(c.DataDir, pb.Role_ROLE_SERVER)); err != nil {
 		return err
@@ -144,7 +147,9 @@ func runReplica(ctx context.Context, c Config, id *identity, log *slog.Logger, a
 	group.Go(func() error { return r.gossip.Run(serving) })
 	group.Go(func() error { return paceGC(serving) })
 	group.Go(func() error { return r.follow(serving) })
-	group.Go(func() error { return r.sessions.relay(serving, r.memberID, r.relayToLeader) })
+	for kind := range lanes {
+		group.Go(func() error { return r.sessions.relay(serving, kind, r.memberID, r.relayToLeader) })
+	}
 	group.Go(func() error { return r.stayEnrolled(serving) })
 	group.Go(func() error { return rememberServers(serving, c.DataDir, id, r.gossip) })
 	for _, run := range also {

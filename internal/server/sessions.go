@@ -39,8 +39,7 @@ type sessions struct {
 
 	mu      sync.Mutex
 	byNode  map[string]*session
-	waiting []*session // with something to relay, who came first is first
-	wake    chan struct{}
+	lanes   [lanes]lane
 	tunnels map[string]*tunnel
 }
 
@@ -48,13 +47,12 @@ func newSessions(log *slog.Logger, d *desired, view func() *fsm.View, fresh func
 	return &sessions{
 		log: log, desired: d, view: view, fresh: fresh, welcome: welcome,
 		byNode:  map[string]*session{},
-		wake:    make(chan struct{}, 1),
+		lanes:   [lanes]lane{{wake: make(chan struct{}, 1)}, {wake: make(chan struct{}, 1)}},
 		tunnels: map[string]*tunnel{},
 	}
 }
 
-// session is one attached agent. What it said and the leader has not yet
-// acknowledged is in pending (not yet sent) or flying (being relayed).
+// session is one attached agent.
 type session struct {
 	node  string
 	hello *pb.AgentHello
@@ -62,8 +60,7 @@ type session struct {
 	stop  context.CancelCauseFunc
 
 	// Guarded by sessions.mu.
-	pending, flying *pb.AgentReport
-	waits           bool // it is in sessions.waiting
+	loads [lanes]load
 	// Closed when the leader has accepted the hello.
 	accepted   chan struct{}
 	isAccepted bool
@@ -143,8 +140,7 @@ func (s *sessions) attach(se *session) {
 		old.stop(status.Error(codes.Aborted, "the agent opened another session"))
 	}
 	s.byNode[se.node] = se
-	se.pending = &pb.AgentReport{NodeId: se.node, Incarnation: se.hello.Incarnation, Hello: se.hello}
-	s.queue(se)
+	s.pending(se, beats).Hello = se.hello
 }
 
 func (s *sessions) detach(se *session) {
@@ -152,22 +148,6 @@ func (s *sessions) detach(se *session) {
 	defer s.mu.Unlock()
 	if s.byNode[se.node] == se {
 		delete(s.byNode, se.node)
-	}
-}
-
-// queue is called with mu held.
-func (s *sessions) queue(se *session) {
-	if !se.waits {
-		se.waits = true
-		s.waiting = append(s.waiting, se)
-	}
-	s.signal()
-}
-
-func (s *sessions) signal() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
 	}
 }
 
@@ -179,25 +159,7 @@ func (s *sessions) receive(stream pb.Agents_SessionServer, se *session) error {
 		}
 		switch {
 		case m.GetHeartbeat() != nil, m.GetStatus() != nil:
-			s.mu.Lock()
-			if se.pending == nil {
-				se.pending = &pb.AgentReport{NodeId: se.node, Incarnation: se.hello.Incarnation}
-			}
-			if h := m.GetHeartbeat(); h != nil {
-				if len(h.Runtimes) > 0 {
-					// A copy: the relay may be sending the old one.
-					hello := proto.CloneOf(se.hello)
-					hello.Runtimes = h.Runtimes
-					se.hello, se.pending.Hello = hello, hello
-				}
-				se.pending.Heartbeat = h
-			} else {
-				se.pending.Status = append(se.pending.Status, m.GetStatus())
-			}
-			overfull := len(se.pending.Status) > sessionQueue
-			s.queue(se)
-			s.mu.Unlock()
-			if overfull {
+			if !s.take(se, m) {
 				return status.Error(codes.ResourceExhausted, "too many unacknowledged status reports; report again in full")
 			}
 		case m.GetRefused() != nil:
@@ -206,6 +168,27 @@ func (s *sessions) receive(stream pb.Agents_SessionServer, se *session) error {
 			return status.Error(codes.InvalidArgument, "a session carries hello once, then heartbeat, status and refused")
 		}
 	}
+}
+
+// take queues a heartbeat or a report; it is false where too many reports wait.
+func (s *sessions) take(se *session, m *pb.AgentMessage) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := m.GetHeartbeat()
+	if h == nil {
+		report := s.pending(se, statuses)
+		report.Status = append(report.Status, m.GetStatus())
+		return len(report.Status) <= sessionQueue
+	}
+	report := s.pending(se, beats)
+	report.Heartbeat = h
+	if len(h.Runtimes) > 0 {
+		// A copy: the relay may be sending the old one.
+		hello := proto.CloneOf(se.hello)
+		hello.Runtimes = h.Runtimes
+		se.hello, report.Hello = hello, hello
+	}
+	return true
 }
 
 // pushDesired greets the agent once the leader has accepted it, and from then
