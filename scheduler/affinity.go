@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -466,31 +467,52 @@ func (s *run) barredBecause(n *node) string {
 	return "anti-affinity of another workload"
 }
 
-// witnesses are replicas that have to be where they are for one to go to n.
+// witnesses are replicas that have to be where they are for one to go to n: of
+// many that would do, the first by name.
 func (s *run) witnesses(n *node) []*replica {
 	var out []*replica
-	for _, h := range s.w.want.wishes {
+	for i, h := range s.w.want.wishes {
 		if h.weight != 0 || h.anti || h.selects(s.w) {
 			continue
 		}
 		here, _ := h.place(n)
-		for i := range h.targets.nodes {
-			e := &h.targets.nodes[i]
-			if place, ok := h.place(e.node); !ok || place != here || e.settled == 0 {
-				continue
+		key := strconv.Itoa(i) + "/" + here
+		known := s.known[key]
+		if known == nil {
+			known = h.first(here)
+			if s.known == nil {
+				s.known = map[string]*replica{}
 			}
-			at := slices.IndexFunc(e.node.assigned, func(r *replica) bool {
-				return r.assignment.reserves && r.next == nil && slices.Contains(r.w.matches, h.term)
-			})
-			out = append(out, e.node.assigned[at])
-			break
+			s.known[key] = known
 		}
+		out = append(out, known)
 	}
 	return out
 }
 
+// first is the first settled replica, by name, in a place that has one.
+func (t *term) first(place string) *replica {
+	var best *replica
+	for i := range t.targets.nodes {
+		e := &t.targets.nodes[i]
+		if there, ok := t.place(e.node); !ok || there != place || e.settled == 0 {
+			continue
+		}
+		for _, r := range e.node.assigned {
+			if r.assignment.reserves && r.next == nil && slices.Contains(r.w.matches, t) && (best == nil || r.before(best)) {
+				best = r
+			}
+		}
+	}
+	return best
+}
+
+func (r *replica) before(o *replica) bool {
+	return cmp.Or(cmp.Compare(r.w.id, o.w.id), cmp.Compare(r.number, o.number)) < 0
+}
+
 // relyOnOthers compares the assignments without which a replica could not go to
-// n. Of many that would do, any one is enough.
+// n.
 func (b *builder) relyOnOthers(n *node) {
 	for _, r := range b.run.witnesses(n) {
 		if !slices.Contains(b.witnesses, r) {

@@ -119,13 +119,14 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 		old = r.assignment
 		generation = max(generation, old.generation+1, r.observed.generation+1)
 	}
-	needs, ports := want.shape.needs, usedPorts(to.ports)
+	needs, ports, equipped := want.shape.needs, usedPorts(to.ports), to.equipment
 	if old.reserves && old.node == n {
-		needs = needs.beyond(old.needs)
+		needs, equipped = needs.beyond(old.needs), equipped.beyond(old.equipment)
 		own := usedPorts(old.ports)
 		ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(own, u) })
 	}
 	b.d.reserve(n, needs, ports)
+	b.d.equip(n, equipped)
 	b.d.appear(b.w, n)
 	key := []byte(model.AssignmentKey(b.w.id, number))
 	b.compare(key, old.mod)
@@ -144,9 +145,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	b.relyOn(n)
 	b.putAssignment(key, number, generation, &assignment{
 		node: n, revision: want.revision, uid: want.uid, restart: want.restart, needs: want.shape.needs, ports: to.ports,
-		runtime: want.runtime, desired: pb.DesiredState_DESIRED_RUNNING, exclusive: want.exclusive, explanation: explanation,
+		runtime: want.runtime, desired: pb.DesiredState_DESIRED_RUNNING, exclusive: want.exclusive, explanation: explanation, equipment: to.equipment,
 	})
-	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, reserves: true}
+	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, equipment: equipped, reserves: true}
 	b.d.placements++
 	if r == nil || old.mod == 0 || b.renewed(r) {
 		b.tally.current++
@@ -161,6 +162,10 @@ func (b *builder) putAssignment(key []byte, number int32, generation int64, a *a
 	rec.Revision, rec.WorkloadUid, rec.Type, rec.RestartGeneration = a.revision, a.uid, a.runtime, a.restart
 	rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes = a.needs[cpu], a.needs[memory], a.needs[disk]
 	rec.Ports, rec.DesiredState, rec.Exclusive, rec.Explanation = a.ports, a.desired, a.exclusive, a.explanation
+	rec.Devices, rec.Storage = nil, nil
+	if e := a.equipment; e != nil {
+		rec.Devices, rec.Storage = e.devices, e.storage
+	}
 	rec.CreateTime, rec.Epoch = b.d.nowStamp, b.d.opt.Epoch
 	b.put(key, rec)
 }

@@ -90,6 +90,7 @@ type decider struct {
 	touched []saved
 	ports   []takenPort
 	present []appearance
+	equips  []handedOut
 
 	// Lent to one run after another.
 	runStamp uint64
@@ -132,7 +133,23 @@ func (d *decider) appear(w *workload, n *node) {
 	}
 }
 
+// handedOut is equipment that the plan gives to a replica.
+type handedOut struct {
+	node *node
+	what *equipment
+}
+
+func (d *decider) equip(n *node, e *equipment) {
+	if e != nil {
+		d.equips = append(d.equips, handedOut{n, e})
+		n.equip(e)
+	}
+}
+
 func (d *decider) undo() {
+	for _, h := range d.equips {
+		h.node.unequip(h.what)
+	}
 	for _, a := range d.present {
 		d.p.countPresence(a.w, a.node, presence{all: -1}, false)
 	}

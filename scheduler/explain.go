@@ -45,6 +45,8 @@ func (p *Picture) causes(r *run) []cause {
 			count(refusal)
 		} else if d, lacks := s.needs.lacking(&n.free); lacks {
 			count(dimensionNames[d])
+		} else if _, lack := s.filter.equip(n.gear, nil, nil); lack != "" {
+			count(lack)
 		} else if port, ok := portsFit(n, s.ports, nil); !ok {
 			count(fmt.Sprintf("port %d", port))
 		} else if _, ok := choosePorts(n, s.ports, nil, nil, 0); !ok {

@@ -22,11 +22,13 @@ type filter struct {
 	// Sorted node pools; empty means any.
 	pools       []string
 	tolerations []*pb.Toleration
+	devices     []deviceWish
+	storage     []storageWish
 
 	// For which slots and attributes of nodes the sets below were computed.
 	epoch, attributes uint64
 	// Slots where the work may be, and those where it may be placed: they have the
-	// runtime too, and no taint that keeps new work away.
+	// runtime, devices and storage too, and no taint that keeps new work away.
 	allowed, eligible bitset
 	matching          int
 }
@@ -103,8 +105,9 @@ func (c *constraint) holds(labels map[string]string) bool {
 }
 
 // filterOf finds or makes the filter for a spec. The caller owns one use of it.
-func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *filter {
+func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement, devices []deviceWish, storage []storageWish) *filter {
 	f := &filter{
+		devices: devices, storage: storage,
 		runtime: runtime, nodes: sortedSet(placement.GetNodes()), pools: sortedSet(placement.GetPools()), tolerations: placement.GetTolerations(),
 	}
 	switch {
@@ -138,6 +141,7 @@ func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *fi
 			key = strconv.AppendInt(key, int64(*t.Effect), 10)
 		}
 	}
+	key = f.appendGear(key)
 	if known := p.filters[string(key)]; known != nil {
 		known.uses++
 		return known
@@ -236,6 +240,9 @@ func (f *filter) refusalOfClass(c *class, fresh bool) (string, bool) {
 	}
 	if fresh && !c.has(f.runtime) {
 		return "runtime " + strings.ToLower(f.runtime.String()), true
+	}
+	if fresh {
+		return f.gearOfClass(c)
 	}
 	return "", false
 }

@@ -68,6 +68,7 @@ type node struct {
 	transition    int64
 	class         *class
 	ports         portSet
+	gear          *gear
 
 	assigned []*replica
 	observed []*replica
@@ -149,13 +150,16 @@ func (n *node) give(a amounts, ports []portUse) {
 	}
 }
 
-// class is what nodes with equal labels, runtimes, taints and pool have in
+// class is what nodes with equal labels, runtimes, taints, pool and gear have in
 // common: what depends on these alone is decided once for all of them.
 type class struct {
-	key      string
-	labels   map[string]string
-	pool     string
-	taints   []*pb.Taint
+	key    string
+	labels map[string]string
+	pool   string
+	taints []*pb.Taint
+	// As of any of its nodes; only the ids and paths differ.
+	devices  []*pb.Device
+	pools    []*pb.StoragePool
 	runtimes uint32
 	nodes    int
 	// Its number among the classes of one computation of a filter.
@@ -198,9 +202,10 @@ func (p *Picture) classOf(rec *pb.Node) *class {
 	for _, t := range taints {
 		key.WriteString("\x00" + model.FormatTaint(t))
 	}
+	key.Write(appendGearOf(nil, rec))
 	c := p.classes[key.String()]
 	if c == nil {
-		c = &class{key: key.String(), labels: labels, runtimes: runtimes, pool: pool, taints: taints}
+		c = &class{key: key.String(), labels: labels, runtimes: runtimes, pool: pool, taints: taints, devices: rec.Devices, pools: rec.StoragePools}
 		p.classes[c.key] = c
 		p.unloved += c.unloved()
 	}
@@ -244,6 +249,10 @@ func (p *Picture) putNode(id string, mod int64, rec *pb.Node) {
 			p.unloved -= n.class.unloved()
 		}
 		n.class = nil
+	}
+	if n.regear(rec.GetDevices(), rec.GetStoragePools()) {
+		// What was full may not be any more, and the class need not have changed.
+		p.madeRoom(n)
 	}
 	n.mod = mod
 	if rec == nil {

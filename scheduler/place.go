@@ -21,6 +21,8 @@ type run struct {
 	ready  bool
 	// What the decision has placed of the workload, in other runs too.
 	planned *[]*node
+	// Assignments of others that it relies on, by condition and place.
+	known map[string]*replica
 	scratch
 	// Why the node that was last chosen.
 	reason string
@@ -93,8 +95,9 @@ func (s *run) holds(n *node) {
 
 // spot is where a replica can go.
 type spot struct {
-	node  *node
-	ports []*pb.Port
+	node      *node
+	ports     []*pb.Port
+	equipment *equipment
 }
 
 // choose finds the best node for a replica. The nodes in avoid are left out;
@@ -155,9 +158,9 @@ func (s *run) search(number int32, seed uint64) (spot, bool) {
 			s.hide()
 			continue
 		}
-		if ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed); ok {
+		if to, ok := s.settle(n, seed); ok {
 			s.reason = s.because(s.cohortOf(n))
-			return spot{n, ports}, true
+			return to, true
 		}
 		s.reject(n)
 	}
@@ -316,11 +319,25 @@ func fits(n *node, s *shape) bool {
 	if _, lacks := s.needs.lacking(&n.free); lacks {
 		return false
 	}
+	if _, lack := s.filter.equip(n.gear, nil, nil); lack != "" {
+		return false
+	}
 	if len(s.ports) == 0 {
 		return true
 	}
 	_, ok := portsFit(n, s.ports, nil)
 	return ok
+}
+
+// settle fills in what a replica is given on n, which fits.
+func (s *run) settle(n *node, seed uint64) (spot, bool) {
+	shape := s.w.want.shape
+	ports, ok := choosePorts(n, shape.ports, nil, nil, n.hash^seed)
+	if !ok {
+		return spot{}, false
+	}
+	equipment, lack := shape.filter.equip(n.gear, nil, nil)
+	return spot{n, ports, equipment}, lack == ""
 }
 
 // fitsOn reports whether a replica can go to n, which matches.
@@ -329,8 +346,7 @@ func (s *run) fitsOn(n *node, seed uint64) (spot, bool) {
 	if s.barred.has(n.slot) || !fits(n, s.w.want.shape) {
 		return spot{}, false
 	}
-	ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed)
-	return spot{n, ports}, ok
+	return s.settle(n, seed)
 }
 
 // fitsInPlace reports whether a new assignment of r can take the place of the
@@ -341,9 +357,9 @@ func (s *run) fitsInPlace(r *replica, seed uint64) (spot, bool) {
 	if !n.open() || !shape.filter.accepts(n) {
 		return spot{}, false
 	}
-	needs, own := shape.needs, []portUse(nil)
+	needs, own, mine := shape.needs, []portUse(nil), (*equipment)(nil)
 	if r.assignment.reserves {
-		needs, own = needs.beyond(r.assignment.needs), usedPorts(r.assignment.ports)
+		needs, own, mine = needs.beyond(r.assignment.needs), usedPorts(r.assignment.ports), r.assignment.equipment
 	}
 	if _, lacks := needs.lacking(&n.free); lacks {
 		return spot{}, false
@@ -351,8 +367,12 @@ func (s *run) fitsInPlace(r *replica, seed uint64) (spot, bool) {
 	if _, ok := portsFit(n, shape.ports, own); !ok {
 		return spot{}, false
 	}
+	equipment, lack := shape.filter.equip(n.gear, r.assignment.equipment, mine)
+	if lack != "" {
+		return spot{}, false
+	}
 	ports, ok := choosePorts(n, shape.ports, r.assignment.ports, own, n.hash^seed)
-	return spot{n, ports}, ok
+	return spot{n, ports, equipment}, ok
 }
 
 // mix spreads the bits of x (the finalizer of splitmix64).

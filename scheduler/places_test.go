@@ -206,3 +206,27 @@ func (w *world) checkApart(was map[string]string, which func(*pb.WorkloadAffinit
 		}
 	})
 }
+
+// checkGear holds that no device is given twice and no pool is over-committed.
+func (w *world) checkGear(taken func(node string) map[string]int64) {
+	for key, kv := range w.scan(model.NodesPrefix) {
+		n := &pb.Node{}
+		if id, sub, _ := model.SplitKey(model.NodesPrefix, key); sub != "" || model.Parse(kv, n) != nil || len(taken(id)) == 0 {
+			continue
+		}
+		capacity := map[string]int64{}
+		for _, p := range n.StoragePools {
+			capacity[p.Name] = p.CapacityBytes
+		}
+		gear := taken(n.Id)
+		for _, what := range sortedKeys(gear) {
+			most := int64(1)
+			if !strings.Contains(what, ":") {
+				most = capacity[what]
+			}
+			if gear[what] > most {
+				w.t.Fatalf("%s: %d of %s are given; there are %d", n.Id, gear[what], what, most)
+			}
+		}
+	}
+}

@@ -68,6 +68,7 @@ func (m *machine) changeANode() {
 		}
 		m.node(id, scale*rapid.Int64Range(1, 4).Draw(m.t, "cpu")*1000, scale*rapid.Int64Range(1, 4).Draw(m.t, "memory")<<30, 10<<30,
 			map[string]string{"zone": rapid.SampledFrom([]string{"eu", "us"}).Draw(m.t, "zone")}, pb.WorkloadType_CONTAINER)
+		m.changeNode(id, func(n *pb.Node) { equipNode(m.t, n, scale) })
 		return
 	}
 	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool"}).Draw(m.t, "what") {
@@ -183,6 +184,15 @@ func (m *machine) changeAWorkload() {
 	if rapid.Bool().Draw(m.t, "labelled") {
 		spec.Labels = map[string]string{"app": rapid.SampledFrom([]string{"x", "y"}).Draw(m.t, "app")}
 	}
+	if rapid.IntRange(0, 2).Draw(m.t, "geared") == 0 {
+		spec.Resources.Devices = []*pb.DeviceRequest{{Name: "gpu", Count: rapid.Int32Range(0, 2).Draw(m.t, "gpus")}}
+		if rapid.Bool().Draw(m.t, "large") {
+			spec.Resources.Devices[0].Constraints = []*pb.Constraint{{Label: "memory", Operator: pb.Constraint_GREATER, Values: []string{"10"}}}
+		}
+	}
+	if rapid.IntRange(0, 2).Draw(m.t, "stored") == 0 {
+		spec.Resources.Storage = []*pb.StorageRequest{{Driver: rapid.SampledFrom([]string{"", "nfs"}).Draw(m.t, "driver"), Size: "3Gi"}, {Pool: "data", Size: rapid.SampledFrom([]string{"1Gi", "4Gi"}).Draw(m.t, "size")}}
+	}
 	container := &pb.ContainerSpec{Image: rapid.SampledFrom([]string{"v1", "v2"}).Draw(m.t, "image")}
 	switch rapid.IntRange(0, 3).Draw(m.t, "ports") {
 	case 1:
@@ -191,7 +201,33 @@ func (m *machine) changeAWorkload() {
 		container.Ports = []*pb.Port{{ContainerPort: 80}, {HostPort: 81, ContainerPort: 81, HostIp: "127.0.0.1"}}
 	}
 	spec.Spec = &pb.WorkloadSpec_Container{Container: container}
-	m.submit(spec, fmt.Sprint(container.Image, spec.Resources.Cpu, spec.Resources.Memory, len(container.Ports)))
+	m.submit(spec, fmt.Sprint(container.Image, spec.Resources.Cpu, spec.Resources.Memory, len(container.Ports), spec.Resources.Devices, spec.Resources.Storage))
+}
+
+// equipForAll gives a node more than all could ask for.
+func equipForAll(n *pb.Node) {
+	d := &pb.Device{Name: "gpu", Ids: []string{"0", "1", "2", "a"}, Attributes: map[string]string{"memory": "40"}}
+	for i := range 200 {
+		d.Ids = append(d.Ids, fmt.Sprint("g", i))
+	}
+	n.Devices = []*pb.Device{d}
+	n.StoragePools = []*pb.StoragePool{
+		{Name: "data", Driver: "local", CapacityBytes: 1000 << 30}, {Name: "share", Driver: "nfs", CapacityBytes: 1000 << 30},
+	}
+}
+
+// equipNode gives a node devices and storage, or none.
+func equipNode(t *rapid.T, n *pb.Node, scale int64) {
+	if rapid.Bool().Draw(t, "gpus") || scale > 1 {
+		n.Devices = []*pb.Device{
+			{Name: "gpu", Ids: []string{"0", "1", "2"}, Attributes: map[string]string{"memory": "40"}}, {Name: "gpu", Ids: []string{"a"}, Paths: []string{"/dev/a"}},
+		}
+	}
+	if rapid.Bool().Draw(t, "pools") || scale > 1 {
+		n.StoragePools = []*pb.StoragePool{
+			{Name: "data", Driver: "local", CapacityBytes: scale * 6 << 30}, {Name: "share", Driver: "nfs", CapacityBytes: scale * 5 << 30},
+		}
+	}
 }
 
 // anyPreference has a placement look at where replicas are, now and then.
@@ -504,6 +540,7 @@ func (m *machine) converge() {
 			n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
 			n.Capacity = &pb.NodeCapacity{CpuMillis: 100_000, MemoryBytes: 100 << 30, DiskBytes: 100 << 30}
 			n.Runtimes[0].Healthy = true
+			equipForAll(n)
 			n.UserLabels, n.UserTaints, n.Pool = map[string]string{"zone": "eu"}, nil, ""
 		})
 		m.comeBack(id)
@@ -649,6 +686,9 @@ func dump(p *Picture) string {
 	p.index.rebuild(p.nodes)
 	for _, id := range sortedKeys(p.nodes) {
 		n := p.nodes[id]
+		if n.gear != nil {
+			fmt.Fprintf(&out, "gear %v %v %v %v\n", n.gear.devices, n.gear.pools, n.gear.taken, n.gear.used)
+		}
 		fmt.Fprintf(&out, "node %s mod %d lease %d %v %v %v %d %d free %v of %v reserving %d ports %v assigned %d observed %d indexed %v",
 			n.id, n.mod, n.lease, n.state, n.unschedulable, n.draining, n.drainDeadline, n.transition, n.free, n.capacity,
 			n.reserving, n.ports, len(n.assigned), len(n.observed), n.indexed && n.open())

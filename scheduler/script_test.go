@@ -186,6 +186,8 @@ func (s *script) addNode(args []string) {
 	capacity := &pb.Resources{Cpu: "4", Memory: "8Gi", Disk: "100Gi"}
 	labels := map[string]string{}
 	runtime := pb.WorkloadType_CONTAINER
+	var devices []*pb.Device
+	var pools []*pb.StoragePool
 	for _, a := range args[1:] {
 		k, v, _ := strings.Cut(a, "=")
 		switch k {
@@ -195,6 +197,26 @@ func (s *script) addNode(args []string) {
 			capacity.Memory = v
 		case "disk":
 			capacity.Disk = v
+		case "device":
+			// gpu:0,1,2 or gpu:0,1:memory=40
+			name, rest, _ := strings.Cut(v, ":")
+			ids, attribute, _ := strings.Cut(rest, ":")
+			d := &pb.Device{Name: name, Ids: strings.Split(ids, ",")}
+			for _, id := range d.Ids {
+				d.Paths = append(d.Paths, "/dev/"+name+id)
+			}
+			if k, v, ok := strings.Cut(attribute, "="); ok {
+				d.Attributes = map[string]string{k: v}
+			}
+			devices = append(devices, d)
+		case "storage":
+			// data:10Gi or data:10Gi:nfs
+			parts := strings.Split(v+":local", ":")
+			n, err := model.ParseBytes(parts[1])
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			pools = append(pools, &pb.StoragePool{Name: parts[0], CapacityBytes: n, Driver: parts[2], Path: "/srv/" + parts[0]})
 		case "runtime":
 			runtime = pb.WorkloadType(pb.WorkloadType_value[strings.ToUpper(v)])
 		default:
@@ -206,6 +228,7 @@ func (s *script) addNode(args []string) {
 		s.t.Fatal(err)
 	}
 	s.node(args[0], c.CpuMillis, c.MemoryBytes, c.DiskBytes, labels, runtime)
+	s.changeNode(args[0], func(n *pb.Node) { n.Devices, n.StoragePools = devices, pools })
 }
 
 // submitSpec reads "web replicas=3 cpu=500m image=v1 …". What is not said stays
@@ -277,6 +300,21 @@ func (s *script) submitSpec(args []string) {
 			spec.Labels = map[string]string{name: value}
 		case "near", "apart":
 			spec.Placement.WorkloadAffinities = append(spec.Placement.WorkloadAffinities, s.parseWish(v, k == "apart"))
+		case "device":
+			// gpu, gpu:2 or gpu:2:memory>40
+			parts := strings.SplitN(v, ":", 3)
+			d := &pb.DeviceRequest{Name: parts[0]}
+			if len(parts) > 1 {
+				d.Count = int32(s.number(parts[1]))
+			}
+			if len(parts) > 2 {
+				d.Constraints = append(d.Constraints, parseConstraint(parts[2]))
+			}
+			spec.Resources.Devices = append(spec.Resources.Devices, d)
+		case "storage":
+			// data:10Gi, or :10Gi:nfs for any of a driver
+			parts := strings.Split(v+":", ":")
+			spec.Resources.Storage = append(spec.Resources.Storage, &pb.StorageRequest{Pool: parts[0], Size: parts[1], Driver: parts[2]})
 		case "max":
 			spec.Placement.MaxPerNode = int32(s.number(v))
 		case "spread":
@@ -463,6 +501,12 @@ func (s *script) tell(op *pb.RequestOp) {
 		fmt.Fprintf(&s.out, "%s/%d on %s, %s", a.WorkloadId, a.Replica, a.NodeId, a.Revision)
 		for _, p := range a.Ports {
 			fmt.Fprintf(&s.out, ", port %d", p.HostPort)
+		}
+		for _, d := range a.Devices {
+			fmt.Fprintf(&s.out, ", %s %s", d.Name, strings.Join(d.Ids, "+"))
+		}
+		for _, p := range a.Storage {
+			fmt.Fprintf(&s.out, ", %s in %s", model.FormatBytes(p.Bytes), p.Path)
 		}
 		if a.DesiredState != pb.DesiredState_DESIRED_RUNNING {
 			s.out.WriteString(", stopped")

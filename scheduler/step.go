@@ -70,6 +70,7 @@ func (p *Picture) Assume(s Step) {
 		if next.reserves {
 			p.countPresence(w, next.node, presence{all: 1}, true)
 			next.node.take(next.needs, next.ports)
+			next.node.equip(next.equipment)
 			p.index.update(next.node)
 		}
 	}

@@ -204,7 +204,11 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 	if err != nil {
 		out.invalid = err.Error()
 	}
-	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
+	devices, storage, err := wishesForGear(s.GetResources())
+	if err != nil {
+		out.invalid = err.Error()
+	}
+	out.shape = p.shapeOf(p.filterOf(out.runtime, s.GetPlacement(), devices, storage), needs, ports)
 	out.layout = p.layoutOf(out.shape.filter, s.GetPlacement())
 	out.wishes = p.wishesOf(s.GetPlacement())
 	out.maxPerNode = s.GetPlacement().GetMaxPerNode()
@@ -252,8 +256,8 @@ func needsOf(s *pb.WorkloadSpec) (amounts, []*pb.Port, error) {
 	return needs, ports, nil
 }
 
-func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, needs amounts, ports []*pb.Port) *shape {
-	f := p.filterOf(runtime, placement)
+// shapeOf finds or makes the shape with a filter, whose use it takes over.
+func (p *Picture) shapeOf(f *filter, needs amounts, ports []*pb.Port) *shape {
 	key := []byte(f.key)
 	for _, n := range needs {
 		key = strconv.AppendInt(append(key, 0), n, 10)

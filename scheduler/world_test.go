@@ -370,6 +370,7 @@ func (w *world) check() {
 	type load struct {
 		used  amounts
 		ports []portUse
+		gear  map[string]int64
 	}
 	loads := map[string]*load{}
 	for key, kv := range w.scan(model.AssignmentsPrefix) {
@@ -383,11 +384,19 @@ func (w *world) check() {
 		}
 		l := loads[a.NodeId]
 		if l == nil {
-			l = &load{}
+			l = &load{gear: map[string]int64{}}
 			loads[a.NodeId] = l
 		}
 		for d, n := range (amounts{a.CpuMillis, a.MemoryBytes, a.DiskBytes}) {
 			l.used[d] += n
+		}
+		for _, d := range a.Devices {
+			for _, id := range d.Ids {
+				l.gear[d.Name+":"+id]++
+			}
+		}
+		for _, s := range a.Storage {
+			l.gear[s.Pool] += s.Bytes
 		}
 		for _, u := range usedPorts(a.Ports) {
 			if slices.ContainsFunc(l.ports, u.conflicts) {
@@ -396,6 +405,12 @@ func (w *world) check() {
 			l.ports = append(l.ports, u)
 		}
 	}
+	w.checkGear(func(node string) map[string]int64 {
+		if l := loads[node]; l != nil {
+			return l.gear
+		}
+		return nil
+	})
 	for _, id := range sortedKeys(loads) {
 		n := &pb.Node{}
 		if !w.load(model.NodeKey(id), n) {

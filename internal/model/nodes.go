@@ -51,6 +51,7 @@ func RegisterNode(v Reader, hello *pb.AgentHello, fresh Lease, now time.Time) (*
 	next.Version = hello.Version
 	next.Incarnation = hello.Incarnation
 	next.Pool, next.Taints = cmp.Or(hello.Pool, DefaultPool), hello.Taints
+	next.Devices, next.StoragePools = hello.Devices, hello.StoragePools
 	next.Os, next.Arch, next.Kernel = hello.Os, hello.Arch, hello.Kernel
 	if !known {
 		next.CreateTime = timestamppb.New(now)
@@ -96,7 +97,10 @@ func checkHello(h *pb.AgentHello) error {
 	if err := ValidatePool("pool", h.Pool); err != nil {
 		return err
 	}
-	return ValidateTaints("taints", h.Taints)
+	if err := ValidateTaints("taints", h.Taints); err != nil {
+		return err
+	}
+	return ValidateGear(h.Devices, h.StoragePools)
 }
 
 // readyState is the state of a node that answers.

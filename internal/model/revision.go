@@ -46,6 +46,9 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	if s.Restart.Condition == pb.RestartPolicy_DEFAULT {
 		s.Restart.Condition = restartDefault(s.Kind)
 	}
+	for _, d := range s.Resources.GetDevices() {
+		d.Count = cmp.Or(d.Count, 1)
+	}
 	for _, a := range s.Placement.GetAffinities() {
 		if a.Weight == nil {
 			a.Weight = proto.Int32(defaultWeight)
@@ -123,6 +126,16 @@ func reduce(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 		}
 		if n, err := ParseBytes(r.Disk); err == nil {
 			r.Disk = FormatBytes(n)
+		}
+		for _, d := range r.Devices {
+			if d.Count == 1 {
+				d.Count = 0
+			}
+		}
+		for _, st := range r.Storage {
+			if n, err := ParseBytes(st.Size); err == nil {
+				st.Size = FormatBytes(n)
+			}
 		}
 	}
 	if s.Restart.GetCondition() == restartDefault(s.Kind) {

@@ -69,9 +69,6 @@ func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
 			errs.add(path, "not supported by this version; allowed: leave it out")
 		}
 	}
-	r := spec.Resources
-	refuse("resources.devices", len(r.GetDevices()) > 0)
-	refuse("resources.storage", len(r.GetStorage()) > 0)
 	refuse("preemption", spec.Preemption != nil)
 	refuse("schedule", spec.Schedule != nil)
 }
@@ -195,6 +192,8 @@ func checkResources(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	}
 	checkBytes(errs, "resources.memory", r.GetMemory(), least)
 	checkBytes(errs, "resources.disk", r.GetDisk(), 1)
+	checkDeviceRequests(errs, r.GetDevices())
+	checkStorageRequests(errs, r.GetStorage())
 }
 
 func checkBytes(errs *FieldErrors, at, s string, least int64) {
