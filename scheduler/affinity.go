@@ -185,7 +185,13 @@ func (p *Picture) dropTerm(t *term) {
 	if p.selectors[s] = slices.DeleteFunc(p.selectors[s], func(o *term) bool { return o == t }); len(p.selectors[s]) == 0 {
 		delete(p.selectors, s)
 	}
-	forget := func(w *workload) { w.matches = slices.DeleteFunc(w.matches, func(o *term) bool { return o == t }) }
+	forget := func(w *workload) {
+		w.matches = slices.DeleteFunc(w.matches, func(o *term) bool { return o == t })
+		if p.waiting.has(w) {
+			// It may have been kept away by who does not mind any more.
+			p.touch(w)
+		}
+	}
 	if t.workload != "" {
 		if w := p.workloads[t.workload]; w != nil {
 			forget(w)
@@ -363,19 +369,29 @@ func (t *term) each(p *Picture, n *node, do func(slot int)) {
 
 // places calls do for all slots of places where the census has replicas that
 // count.
-func (t *term) places(p *Picture, c *census, counts func(presence) bool, do func(slot int)) {
+func (t *term) places(p *Picture, c *census, counts func(*censusEntry) bool, do func(slot int)) {
 	seen := map[string]bool{}
 	for i := range c.nodes {
 		e := &c.nodes[i]
-		if place, ok := t.place(e.node); ok && !seen[place] && counts(e.presence) {
+		if place, ok := t.place(e.node); ok && !seen[place] && counts(e) {
 			seen[place] = true
 			t.each(p, e.node, do)
 		}
 	}
 }
 
-func anyone(n presence) bool        { return n.all > 0 }
-func anyoneSettled(n presence) bool { return n.settled > 0 }
+func anyone(e *censusEntry) bool { return e.all > 0 }
+
+// stays leaves out replicas that have to leave their node: they are nothing to
+// be near to.
+func stays(e *censusEntry) bool { return e.all > 0 && !e.node.lost() && !e.node.drains() }
+
+func staysSettled(e *censusEntry) bool { return e.settled > 0 && stays(e) }
+
+// begun reports whether there is a replica that stays where it is.
+func (t *term) begun() bool {
+	return slices.ContainsFunc(t.targets.nodes, func(e censusEntry) bool { return stays(&e) })
+}
 
 // relates reports whether it matters to the workload where others are.
 func (s *run) relates() bool {
@@ -393,13 +409,17 @@ func (s *run) bar() {
 		return
 	}
 	set := func(slot int) { s.barred.set(slot) }
-	for _, h := range s.w.want.wishes {
+	s.allowed = make([]bitset, len(s.w.want.wishes))
+	for i, h := range s.w.want.wishes {
 		switch {
 		case h.weight != 0:
 		case h.anti:
 			h.places(p, &h.targets, anyone, set)
 		default:
-			s.barElsewhere(h)
+			s.allowed[i] = s.nearby(h)
+			for k, w := range s.layout.filter.eligible {
+				s.barred[k] |= w &^ s.allowed[i][k]
+			}
 		}
 	}
 	for _, t := range s.w.matches {
@@ -410,15 +430,16 @@ func (s *run) bar() {
 	}
 }
 
-func (s *run) barElsewhere(h wish) {
+// nearby are the slots where a condition to be near others is fulfilled.
+func (s *run) nearby(h wish) bitset {
 	p := s.d.p
 	allowed := make(bitset, len(s.barred))
 	allow := func(slot int) { allowed.set(slot) }
 	switch {
 	case !h.selects(s.w):
-		h.places(p, &h.targets, anyoneSettled, allow)
-	case h.targets.total.all > 0:
-		h.places(p, &h.targets, anyone, allow)
+		h.places(p, &h.targets, staysSettled, allow)
+	case h.begun():
+		h.places(p, &h.targets, stays, allow)
 	default:
 		for slot, n := range p.index.slots {
 			if _, ok := h.place(n); ok {
@@ -426,9 +447,7 @@ func (s *run) barElsewhere(h wish) {
 			}
 		}
 	}
-	for i, w := range s.layout.filter.eligible {
-		s.barred[i] |= w &^ allowed[i]
-	}
+	return allowed
 }
 
 // barAfter brings the conditions up to date with a replica that was placed on n.
@@ -441,7 +460,8 @@ func (s *run) barAfter(n *node) {
 				s.barred.set(slot)
 				s.masked.set(slot)
 			})
-		case h.targets.total.all == 1:
+		case !s.gathered:
+			s.gathered = true
 			s.bar()
 		}
 	}
@@ -450,17 +470,16 @@ func (s *run) barAfter(n *node) {
 // barredBecause says which condition on other workloads n fails.
 func (s *run) barredBecause(n *node) string {
 	p := s.d.p
-	for _, h := range s.w.want.wishes {
-		near := h.targets.near(p, h.term, n)
+	for i, h := range s.w.want.wishes {
 		_, placed := h.place(n)
 		switch {
 		case h.weight != 0:
-		case h.anti && near.all > 0:
+		case h.anti && h.targets.near(p, h.term, n).all > 0:
 			return "anti-affinity to " + h.text()
 		case h.anti:
 		case !placed:
 			return "label " + h.topology
-		case h.selects(s.w) && near.all == 0 && h.targets.total.all > 0, !h.selects(s.w) && near.settled == 0:
+		case !s.allowed[i].has(n.slot):
 			return "affinity to " + h.text()
 		}
 	}
@@ -495,7 +514,7 @@ func (t *term) first(place string) *replica {
 	var best *replica
 	for i := range t.targets.nodes {
 		e := &t.targets.nodes[i]
-		if there, ok := t.place(e.node); !ok || there != place || e.settled == 0 {
+		if there, ok := t.place(e.node); !ok || there != place || !staysSettled(e) {
 			continue
 		}
 		for _, r := range e.node.assigned {

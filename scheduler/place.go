@@ -23,6 +23,10 @@ type run struct {
 	planned *[]*node
 	// Assignments of others that it relies on, by condition and place.
 	known map[string]*replica
+	// For each hard condition to be near others, where it is fulfilled.
+	allowed []bitset
+	// A replica was placed that the next ones have to be near to.
+	gathered bool
 	scratch
 	// Why the node that was last chosen.
 	reason string

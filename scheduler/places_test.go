@@ -185,7 +185,9 @@ func (w *world) checkApart(was map[string]string, which func(*pb.WorkloadAffinit
 				if o.key == key || !spokenOf(wish, o.spec) || o.over && wish.Anti {
 					continue
 				}
-				anywhere++
+				if !o.over && o.node.State == pb.NodeState_READY && !o.node.Draining {
+					anywhere++
+				}
 				if onePlace(wish.Topology, n, o.node) {
 					near++
 				}
@@ -193,7 +195,7 @@ func (w *world) checkApart(was map[string]string, which func(*pb.WorkloadAffinit
 			switch {
 			case wish.Anti && near > 0:
 				w.t.Fatalf("%s on %s is not away from %v", key, n.Id, wish)
-			case !wish.Anti && near == 0 && !(spokenOf(wish, self.Spec) && anywhere == 0):
+			case !wish.Anti && near == 0 && !(spokenOf(wish, self.Spec) && (anywhere == 0 || !both)):
 				w.t.Fatalf("%s on %s is not near %v", key, n.Id, wish)
 			}
 		}
