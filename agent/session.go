@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// heartbeatMost is the longest time between heartbeats; it is a third of the
-	// lease where that is shorter.
-	heartbeatMost = 2 * time.Second
-	defaultTTL    = 10 * time.Second
+	// heartbeatUsual is the time between heartbeats; it is a third of the lease
+	// where that is shorter, and a fifth where that is longer.
+	heartbeatUsual = 2 * time.Second
+	defaultTTL     = 10 * time.Second
 
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
@@ -223,7 +223,7 @@ func (s *session) run(ctx context.Context) error {
 	}
 	defer s.tell(context.WithoutCancel(ctx), message{ended: true})
 
-	heartbeat := time.NewTicker(min(s.ttl/3, heartbeatMost))
+	heartbeat := time.NewTicker(min(s.ttl/3, max(s.ttl/5, heartbeatUsual)))
 	defer heartbeat.Stop()
 	resend := time.NewTicker(statusAgain)
 	defer resend.Stop()

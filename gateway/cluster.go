@@ -84,6 +84,30 @@ func add(sum, c *pb.NodeCapacity) {
 	sum.DiskBytes += c.GetDiskBytes()
 }
 
+func (g *Gateway) GetSchedulerConfig(ctx context.Context, _ *pb.SchedulerConfigRequest) (*pb.SchedulerConfig, error) {
+	v, err := g.view(ctx)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	config, err := model.LoadSchedulerConfig(v)
+	return config, statusOf(err)
+}
+
+func (g *Gateway) SetSchedulerConfig(ctx context.Context, req *pb.SchedulerConfig) (*pb.SchedulerConfig, error) {
+	var config *pb.SchedulerConfig
+	answer, err := g.change(ctx, meta(ctx), func(v *fsm.View, m model.Meta) (txn *pb.Txn, err error) {
+		txn, config, err = model.SetSchedulerConfig(v, req, m)
+		return txn, err
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if answer != nil {
+		config.ResourceVersion = answer.Revision
+	}
+	return config, nil
+}
+
 func (g *Gateway) ListMembers(ctx context.Context, _ *pb.ListMembersRequest) (*pb.ListMembersResponse, error) {
 	out, err := g.control.Members(ctx)
 	return out, statusOf(err)

@@ -116,7 +116,8 @@ func keysFrom(v *fsm.View, from string, end []byte) iter.Seq2[*pb.KeyValue, erro
 	}
 }
 
-// demand is what assignments reserve, by node, and how many there are.
+// demand is what assignments reserve, by node, and how many there are. What has run
+// to its end needs nothing any more.
 type demand struct {
 	reserved map[string]*pb.NodeCapacity
 	count    map[string]int32
@@ -128,6 +129,13 @@ func demandOf(v *fsm.View) (demand, error) {
 		a := &pb.Assignment{}
 		if err := model.Parse(kv, a); err != nil {
 			return d, err
+		}
+		r := &pb.Replica{}
+		if _, _, err := model.Load(v, model.ReplicaKey(a.WorkloadId, a.Replica), r); err != nil {
+			return d, err
+		}
+		if r.State == pb.State_COMPLETED && r.Generation == a.Generation && r.NodeId == a.NodeId {
+			continue
 		}
 		sum := d.reserved[a.NodeId]
 		if sum == nil {

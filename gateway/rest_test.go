@@ -392,7 +392,20 @@ func TestNodesAndSummary(t *testing.T) {
 	if n["draining"] != true || n["state"] != "DRAINING" {
 		t.Errorf("drain: %v", n)
 	}
+	if _, n = w.want(200, "POST", "/v1/nodes/n1/drain", `{"deadline": "600s"}`); n["drain_deadline"] == nil {
+		t.Errorf("drain by a deadline: %v", n)
+	}
+	w.want(400, "POST", "/v1/nodes/n1/drain", `{"deadline": "-1s"}`)
 	w.want(200, "POST", "/v1/nodes/n1/uncordon", "")
+	if _, c := w.want(200, "GET", "/v1/scheduler", ""); c["rebalance"] != nil && c["rebalance"] != false || c["rebalance_moves"] != 5.0 {
+		t.Errorf("scheduler: %v", c)
+	}
+	_, c := w.want(200, "PUT", "/v1/scheduler", `{"rebalance": true, "rebalance_moves": 2}`)
+	if c["rebalance"] != true || c["rebalance_moves"] != 2.0 || c["rebalance_threshold"] != 20.0 || c["resource_version"] == nil {
+		t.Errorf("scheduler: %v", c)
+	}
+	w.want(400, "PUT", "/v1/scheduler", `{"rebalance_threshold": 200}`)
+	w.want(409, "PUT", "/v1/scheduler", `{"resource_version": "1"}`)
 	w.want(200, "POST", "/v1/nodes/n1/cordon", "")
 	_, n = w.want(200, "POST", "/v1/nodes/n1/labels", "set: {zone: eu}")
 	if n["user_labels"].(map[string]any)["zone"] != "eu" {

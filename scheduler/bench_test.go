@@ -180,3 +180,59 @@ func BenchmarkNothing(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPreempt is Decide alone, with Assume, where all nodes are full of work of
+// a low priority: 1,000 replicas that have to be made room for, or for which none can
+// be made.
+func BenchmarkPreempt(b *testing.B) {
+	for _, nodes := range []int{100, 1_000, 10_000} {
+		for _, hopeless := range []bool{false, true} {
+			b.Run(fmt.Sprintf("nodes=%d/hopeless=%v", nodes, hopeless), func(b *testing.B) {
+				p := fleet(b, nodes)
+				fill(b, p, nodes)
+				var busy time.Duration
+				for i := range b.N {
+					id := fmt.Sprintf("high%d", i)
+					want := benchSpec(id, 1000, pb.PlacementPolicy_SPREAD)
+					want.Spec.Priority, want.Spec.Resources.Cpu = proto.Int32(60), "8"
+					if hopeless {
+						want.Spec.Resources.Cpu = "100"
+					}
+					feed(b, p, p.Revision()+1, model.WorkloadKey(id), want)
+					before := cpuTime(b)
+					plan := Decide(p, epoch, Options{})
+					busy += cpuTime(b) - before
+					effects := 0
+					for _, s := range plan.Steps {
+						effects += len(s.effects)
+					}
+					if (effects > 0) == hopeless {
+						b.Fatalf("%d replicas are touched", effects)
+					}
+					want.Spec.DesiredState = pb.DesiredState_DESIRED_STOPPED
+					feed(b, p, p.Revision()+1, model.WorkloadKey(id), want)
+				}
+				b.ReportMetric(float64(busy.Nanoseconds())/float64(b.N)/1e6, "cpu-ms/decision")
+			})
+		}
+	}
+}
+
+// fill assigns 32 replicas of a low priority to each node, which have all of it.
+func fill(b *testing.B, p *Picture, nodes int) {
+	low := benchSpec("low", int32(nodes*32), pb.PlacementPolicy_SPREAD)
+	low.Spec.Priority, low.Spec.Placement.Constraints = proto.Int32(10), nil
+	feed(b, p, p.Revision()+1, model.WorkloadKey("low"), low)
+	for n := range nodes {
+		for i := range 32 {
+			number := int32(n*32 + i)
+			feed(b, p, p.Revision()+1, model.AssignmentKey("low", number), &pb.Assignment{
+				WorkloadId: "low", Replica: number, NodeId: fmt.Sprintf("node-%05d", n), Generation: 1, Revision: "v1", WorkloadUid: "low",
+				Type: pb.WorkloadType_CONTAINER, CpuMillis: 1000 << (n % 2), MemoryBytes: 1 << 30,
+			})
+			feed(b, p, p.Revision()+1, model.ReplicaKey("low", number), &pb.Replica{
+				WorkloadId: "low", Replica: number, NodeId: fmt.Sprintf("node-%05d", n), Generation: 1, State: pb.State_RUNNING,
+			})
+		}
+	}
+}

@@ -49,7 +49,7 @@ func Decide(p *Picture, now time.Time, opt Options) *Plan {
 	p.wakeForRoom()
 	p.wakeForAffinity()
 	plan := &Plan{Revision: p.revision}
-	if len(p.dirty.list) > 0 {
+	if len(p.dirty.list) > 0 || p.mayRebalance(now.UnixNano()) {
 		p.stamp++
 		d := &decider{
 			p: p, now: now, nano: now.UnixNano(), nowStamp: timestamppb.New(now),
@@ -63,9 +63,16 @@ func Decide(p *Picture, now time.Time, opt Options) *Plan {
 			}
 			d.decide(heap.Pop(&queue).(*workload))
 		}
+		if len(plan.Steps) == 0 && !plan.More {
+			d.rebalance()
+		}
 		d.undo()
 	}
-	if at := p.nextWake(); at != 0 {
+	at := p.nextWake()
+	if p.config.Rebalance && p.rebalanceAt > now.UnixNano() && (at == 0 || p.rebalanceAt < at) {
+		at = p.rebalanceAt
+	}
+	if at != 0 {
 		plan.Wake = time.Unix(0, at)
 	}
 	return plan
@@ -81,6 +88,10 @@ type decider struct {
 	plan     *Plan
 
 	placements int
+	// What is to be moved to even the load, of the workload that is looked at.
+	away *replica
+	// What such moves take from nodes, once they are through.
+	leaving    map[*node]amounts
 	ops        ops
 	assignment pb.Assignment
 
@@ -91,6 +102,9 @@ type decider struct {
 	ports   []takenPort
 	present []appearance
 	equips  []handedOut
+
+	// Whose room was taken, and by which step.
+	victims map[*replica]*Step
 
 	// Lent to one run after another.
 	runStamp uint64
@@ -177,6 +191,8 @@ func (d *decider) decide(w *workload) {
 		b.leave()
 	case w.want.invalid != "":
 		b.tally.fail(&pb.Reason{Code: pb.ReasonCode_INVALID_SPEC, Message: w.want.invalid})
+	case w.want.schedule != nil:
+		b.scheduled()
 	case w.want.desired == pb.DesiredState_DESIRED_STOPPED:
 		b.stop()
 	case w.want.kind == pb.WorkloadKind_GLOBAL:
@@ -205,6 +221,7 @@ func (d *decider) decide(w *workload) {
 	switch {
 	case b.truncated:
 		d.plan.More = true
+	case b.again:
 	case len(d.plan.Steps) == steps:
 		d.p.dirty.remove(w)
 	default:
@@ -265,12 +282,14 @@ func (p *Picture) wakeAt(w *workload, at int64) {
 // wakeForRoom wakes the waiting workloads for which there is room now on a node
 // that gained some.
 func (p *Picture) wakeForRoom() {
-	if len(p.freed) == 0 {
+	newest := p.newest
+	p.newest = noPriority
+	if len(p.freed) == 0 && newest == noPriority {
 		return
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || p.fitsAny(w.want.shape, p.freed)) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w.want.shape, p.freed)) {
 				p.touch(w)
 			}
 		}

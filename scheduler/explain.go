@@ -100,7 +100,7 @@ func (p *Picture) Explain(id string) (*pb.Explanation, bool) {
 		e.State = pb.State_PENDING
 	}
 	waiting := 0
-	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
+	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.schedule == nil && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
 		waiting = int(w.want.replicas)
 	}
 	for _, r := range w.replicas {
@@ -118,12 +118,17 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if w.want.invalid != "" {
 		return []string{"the spec can't be carried out: " + w.want.invalid}
 	}
+	if w.want.schedule != nil {
+		lines = p.explainSchedule(w)
+	}
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
 	}
 	r := &run{d: &decider{p: p}, w: w, planned: &[]*node{}}
 	r.prepare()
-	if waiting > 0 || p.waiting.has(w) {
+	if w.want.kind == pb.WorkloadKind_GLOBAL && p.waiting.has(w) {
+		lines = p.explainGlobal(r)
+	} else if waiting > 0 || p.waiting.has(w) {
 		causes := p.causes(r)
 		var refusing int
 		for _, c := range causes {
@@ -137,6 +142,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 		for _, c := range causes {
 			lines = append(lines, fmt.Sprintf("%s: %s", counted(c.nodes, "node", "nodes"), p.explainCause(c.text, w.want.shape)))
 		}
+		lines = append(lines, p.explainPreemption(w)...)
 	}
 	lines = append(lines, explainRollout(w)...)
 	if reason := w.status.GetReason(); reason != nil && reason.Code != pb.ReasonCode_NO_PLACEMENT {
@@ -146,9 +152,11 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 		}
 		lines = append(lines, line)
 	}
+	if slices.ContainsFunc(w.replicas, func(r *replica) bool { return r.retry != nil && r.retry.exhausted }) {
+		lines = append(lines, "persys retry "+w.id+" tries again what was given up")
+	}
 	if len(lines) == 0 {
-		s := w.status
-		lines = append(lines, fmt.Sprintf("%s: %d of %d running", strings.ToLower(s.GetState().String()), s.GetRunning(), s.GetDesired()))
+		lines = append(lines, p.explainState(w, w.status.GetState()))
 	}
 	return append(lines, r.idle()...)
 }
@@ -248,6 +256,8 @@ func (p *Picture) explainReplica(r *replica) *pb.ReplicaExplanation {
 		case t.next != 0:
 			e.State = pb.State_RETRY_PENDING
 			e.Message = fmt.Sprintf("attempt %d of %d at %s", t.attempts+1, maxAttempts, clock(t.next))
+			e.Reason = t.reason
+		case r.assignment.mod == 0:
 			e.Reason = t.reason
 		}
 	}

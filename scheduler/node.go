@@ -72,6 +72,10 @@ type node struct {
 
 	assigned []*replica
 	observed []*replica
+	// Counts changes of what is assigned and reserves; what follows from that is
+	// worked out when it is asked for.
+	version uint64
+	claims  *claims
 	// Room was made on it since waiting workloads were last asked.
 	freed bool
 
@@ -125,6 +129,17 @@ func (n *node) share(extra *amounts, scale int64) int64 {
 		default:
 			// In floating point, since bytes times scale may pass 63 bits.
 			most = max(most, int64(float64(used)/float64(n.capacity[d])*float64(scale)))
+		}
+	}
+	return most
+}
+
+// shareOf is how much of a capacity it is, in the scarcest dimension.
+func (a *amounts) shareOf(capacity *amounts) int64 {
+	var most int64
+	for d := range a {
+		if capacity[d] > 0 {
+			most = max(most, int64(float64(a[d])/float64(capacity[d])*fine))
 		}
 	}
 	return most
@@ -294,6 +309,7 @@ func (n *node) resize(capacity amounts) {
 func (p *Picture) nodeChanged(n, before *node) {
 	p.index.update(n)
 	p.growth++
+	p.uneven = true
 	moved := n.lost() != before.lost() || n.drains() != before.drains() || n.open() != before.open() || n.class != before.class ||
 		n.drainDeadline != before.drainDeadline || n.transition != before.transition
 	if moved {

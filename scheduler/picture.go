@@ -61,7 +61,17 @@ type Picture struct {
 	// Workloads that would do something if a node had more room.
 	waiting workloadSet
 	globals workloadSet
+	// Workloads of which a rollout goes on.
+	rolling workloadSet
+	// Something has changed since the load of nodes was last found to be even, or
+	// not to be changed; or it is to be looked at again at a time.
+	uneven      bool
+	rebalanceAt int64
+	// Steps that are assumed and neither committed nor refused.
+	assumed int
 	timers  timers
+	// The runs of jobs with a schedule, by the id of the job.
+	runs map[string][]*workload
 	// Nodes that gained room since the waiting were asked.
 	freed []*node
 	// Steps that are committed at a revision that the picture has not reached.
@@ -72,6 +82,11 @@ type Picture struct {
 
 	// Lent to one decision after another.
 	touched []saved
+
+	// How many workloads that may make room there are of each priority, and the lowest
+	// of those that have come to have replicas since the waiting were asked.
+	priorities [model.MaxPriority + 1]int32
+	newest     int32
 
 	// Counts changes by which something may fit that did not.
 	growth uint64
@@ -86,9 +101,10 @@ func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
 		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{},
-		terms: map[string]*term{}, selectors: map[string][]*term{}, labelled: map[string][]*workload{}, groups: map[string]*slotsBy{}, strings: map[string]string{},
-		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals},
-		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil),
+		terms: map[string]*term{}, selectors: map[string][]*term{}, labelled: map[string][]*workload{}, groups: map[string]*slotsBy{},
+		strings: map[string]string{}, runs: map[string][]*workload{},
+		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals}, rolling: workloadSet{kind: setRolling},
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), uneven: true, newest: noPriority,
 	}
 }
 
@@ -168,6 +184,7 @@ func (p *Picture) put(kv *pb.KeyValue) error {
 // putConfig takes in the scheduler's configuration; nil: there is none.
 func (p *Picture) putConfig(rec *pb.SchedulerConfig) {
 	p.config = model.EffectiveSchedulerConfig(rec)
+	p.uneven = true
 	for _, w := range p.waiting.list {
 		p.touch(w)
 	}
@@ -258,7 +275,10 @@ func (p *Picture) remove(key string) {
 }
 
 // touch marks a workload to be looked at.
-func (p *Picture) touch(w *workload) { p.dirty.add(w) }
+func (p *Picture) touch(w *workload) {
+	p.dirty.add(w)
+	p.uneven = true
+}
 
 // intern makes equal strings one. What is kept is small: revisions, uids and
 // explanations in use, and it begins anew before it is not.
@@ -281,6 +301,7 @@ const (
 	setDirty = iota
 	setWaiting
 	setGlobals
+	setRolling
 	sets
 )
 
@@ -337,9 +358,14 @@ func (q *workloadQueue) Pop() any {
 	return last
 }
 
+// rank is the priority, or less than any for what changes other workloads, its
+// runs: it comes when these have been decided about.
 func (w *workload) rank() int32 {
-	if w.want == nil {
+	switch {
+	case w.want == nil:
 		return 0
+	case w.want.schedule != nil || w.job() && w.deleted():
+		return -1
 	}
 	return w.want.priority
 }

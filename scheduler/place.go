@@ -102,6 +102,10 @@ type spot struct {
 	node      *node
 	ports     []*pb.Port
 	equipment *equipment
+	// Whose room it is so far, and what of the node's room the step frees, these and
+	// what others have left of what it freed before.
+	victims []*replica
+	credit  leftover
 }
 
 // choose finds the best node for a replica. The nodes in avoid are left out;
@@ -341,7 +345,7 @@ func (s *run) settle(n *node, seed uint64) (spot, bool) {
 		return spot{}, false
 	}
 	equipment, lack := shape.filter.equip(n.gear, nil, nil)
-	return spot{n, ports, equipment}, lack == ""
+	return spot{node: n, ports: ports, equipment: equipment}, lack == ""
 }
 
 // fitsOn reports whether a replica can go to n, which matches.
@@ -376,7 +380,7 @@ func (s *run) fitsInPlace(r *replica, seed uint64) (spot, bool) {
 		return spot{}, false
 	}
 	ports, ok := choosePorts(n, shape.ports, r.assignment.ports, own, n.hash^seed)
-	return spot{n, ports, equipment}, ok
+	return spot{node: n, ports: ports, equipment: equipment}, ok
 }
 
 // mix spreads the bits of x (the finalizer of splitmix64).

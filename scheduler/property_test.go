@@ -40,6 +40,7 @@ func TestProperties(t *testing.T) {
 			"":        func(t *rapid.T) { m.t = t; m.world.t = t; m.checkExclusive() },
 			"node":    func(*rapid.T) { m.changeANode() },
 			"spec":    func(*rapid.T) { m.changeAWorkload() },
+			"config":  func(*rapid.T) { m.configure() },
 			"agent":   func(*rapid.T) { m.catchUp(m.aNode()); m.checkExclusive() },
 			"fail":    func(*rapid.T) { m.failSomething() },
 			"time":    func(*rapid.T) { m.now = m.now.Add(time.Duration(rapid.IntRange(1, 40).Draw(m.t, "s")) * time.Second) },
@@ -50,6 +51,13 @@ func TestProperties(t *testing.T) {
 		})
 		m.commit(len(m.proposed))
 		m.converge()
+	})
+}
+
+func (m *machine) configure() {
+	m.put(model.SchedulerKey, &pb.SchedulerConfig{
+		Rebalance: rapid.Bool().Draw(m.t, "rebalance"), RebalanceMoves: rapid.Int32Range(1, 5).Draw(m.t, "moves"),
+		RebalanceIntervalSeconds: 60, RebalanceThreshold: rapid.Int32Range(1, 30).Draw(m.t, "threshold"),
 	})
 }
 
@@ -156,7 +164,10 @@ func (m *machine) changeAWorkload() {
 		},
 		Placement: &pb.Placement{Policy: pb.PlacementPolicy(rapid.IntRange(0, 1).Draw(m.t, "policy"))},
 		Update:    m.strategy(),
-		Priority:  proto.Int32(rapid.Int32Range(40, 60).Draw(m.t, "priority")),
+		Priority:  proto.Int32(rapid.SampledFrom([]int32{0, 40, 50, 55, 60, 100}).Draw(m.t, "priority")),
+		Preemption: &pb.Preemption{
+			NeverPreempts: rapid.IntRange(0, 5).Draw(m.t, "patient") == 0, Protected: rapid.IntRange(0, 5).Draw(m.t, "protected") == 0,
+		},
 		// By name, so that it stays what it is: exclusive work that becomes
 		// something else is no promise to keep.
 		Exclusive: id == "a" || id == "d",
@@ -166,6 +177,14 @@ func (m *machine) changeAWorkload() {
 	}
 	if id == "c" {
 		spec.Kind = rapid.SampledFrom([]pb.WorkloadKind{pb.WorkloadKind_SERVICE, pb.WorkloadKind_GLOBAL}).Draw(m.t, "kind")
+	}
+	if id == "d" && rec.Spec != nil {
+		// Admission lets no kind change, and what of a job has failed has no room to
+		// fall back on.
+		spec.Kind = rec.Spec.Kind
+	}
+	if spec.Kind == pb.WorkloadKind_JOB {
+		spec.Update = &pb.UpdateStrategy{MaxParallel: spec.Update.MaxParallel}
 	}
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
@@ -301,7 +320,7 @@ func (m *machine) failSomething() {
 	a := &pb.Assignment{}
 	m.load(model.AssignmentsPrefix+key, a)
 	r := &pb.Replica{}
-	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED {
+	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && m.over(r) {
 		return
 	}
 	state := pb.State_FAILED
@@ -351,12 +370,12 @@ func (m *machine) commit(n int) {
 	for range min(n, len(m.proposed)) {
 		step := m.proposed[0]
 		m.proposed = m.proposed[1:]
-		before := m.revision
-		was := m.placesBefore(step.Txn)
+		before, stood, was := m.revision, m.placements(), m.placesBefore(step.Txn)
 		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
 			m.picture.Rollback(step)
 			continue
 		}
+		m.checkVictims(step, stood)
 		m.check()
 		m.checkPlaces(was)
 		m.checkApart(was, func(a *pb.WorkloadAffinity) bool { return a.Workload != "" && a.Topology == "" }, false)
@@ -408,7 +427,7 @@ func (m *machine) checkDisruptions(plan *Plan) {
 	for i := range m.proposed {
 		m.touches(&m.proposed[i], touched)
 	}
-	serving := map[string]bool{}
+	serving, ended := map[string]bool{}, map[string]bool{}
 	for key, kv := range m.scan(model.AssignmentsPrefix) {
 		a, r, n := &pb.Assignment{}, &pb.Replica{}, &pb.Node{}
 		if err := model.Parse(kv, a); err != nil {
@@ -416,11 +435,18 @@ func (m *machine) checkDisruptions(plan *Plan) {
 		}
 		key = strings.TrimPrefix(key, model.AssignmentsPrefix)
 		serving[key] = !touched[key] && m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.NodeId == a.NodeId &&
-			r.State == pb.State_RUNNING && m.load(model.NodeKey(a.NodeId), n) && n.State != pb.NodeState_NOT_READY
+			(r.State == pb.State_RUNNING || r.State == pb.State_COMPLETED) && m.load(model.NodeKey(a.NodeId), n) && n.State != pb.NodeState_NOT_READY
+		ended[key] = r.State == pb.State_COMPLETED
 	}
 	now := map[string]bool{}
 	for i := range plan.Steps {
 		m.touches(&plan.Steps[i], now)
+		// What has to make room is no matter of its own update strategy.
+		for _, e := range plan.Steps[i].effects {
+			if e.workload != "" {
+				delete(serving, strings.TrimPrefix(model.ReplicaKey(e.workload, e.number), model.ReplicasPrefix))
+			}
+		}
 	}
 	for _, id := range workloadNames {
 		w, ro := &pb.Workload{}, &pb.Rollout{}
@@ -429,9 +455,10 @@ func (m *machine) checkDisruptions(plan *Plan) {
 		}
 		m.load(model.RolloutKey(id), ro)
 		held := goesOn(ro) && ro.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && w.PromotedRevision != w.Revision && w.Spec.Update.Canary > 0 || ro.State == pb.RolloutState_ROLLOUT_FAILED
-		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration
-		m.checkDisruption(w, held, serving, now)
-		if held && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
+		held = held && ro.Revision == w.Revision && ro.RestartGeneration == w.RestartGeneration &&
+			!slices.ContainsFunc(m.proposed, func(s Step) bool { return s.Workload == id && s.rollout != nil })
+		m.checkDisruption(w, held, serving, ended, now)
+		if held && ro.Previous != w.Revision && m.kvs[model.RevisionKey(id, ro.Previous)] != nil {
 			m.checkFormer(w, plan)
 		}
 	}
@@ -459,7 +486,7 @@ func (m *machine) checkFormer(w *pb.Workload, plan *Plan) {
 	}
 }
 
-func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, touched map[string]bool) {
+func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, completed, touched map[string]bool) {
 	wanted, beyond := w.Spec.GetReplicas(), max(w.Spec.Update.MaxSurge, w.Spec.Update.Canary)
 	left, ended, forced := 0, 0, false
 	for _, key := range sortedKeys(serving) {
@@ -472,6 +499,9 @@ func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, touched ma
 		m.load(model.NodeKey(a.NodeId), n)
 		if n.Draining && n.DrainDeadline != nil && !m.now.Before(n.DrainDeadline.AsTime()) {
 			forced = true
+		}
+		if completed[key] && (a.Revision != w.Revision || a.RestartGeneration != w.RestartGeneration) {
+			continue
 		}
 		if !touched[key] {
 			left++
@@ -706,14 +736,18 @@ func dump(p *Picture) string {
 		for _, r := range w.revisions {
 			revisions = append(revisions, fmt.Sprintf("%s %d %x", r.name, r.mod, r.value))
 		}
-		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d\n",
-			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record))
+		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d runs %d\n",
+			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record), len(p.runs[id]))
 		if w.want != nil {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
+			if want.schedule != nil {
+				fmt.Fprintf(&out, "  schedule %v of %v\n", want.schedule.Schedule, want.schedule.job)
+			}
+			fmt.Fprintf(&out, "  run %v\n", want.run)
 			fmt.Fprintf(&out, "  layout %q used %d\n", want.layout.key, want.layout.uses)
-			want.shape, want.layout, want.wishes = nil, nil, nil
 			fmt.Fprintf(&out, "  labels %v matches %d repels %d\n", w.labels, len(w.matches), len(w.repels))
+			want.shape, want.layout, want.wishes, want.schedule, want.run = nil, nil, nil, nil, nil
 			fmt.Fprintf(&out, "  wants %+v\n", want)
 		}
 		for _, r := range w.replicas {

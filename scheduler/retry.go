@@ -43,9 +43,12 @@ func refused(code pb.ReasonCode) bool {
 
 // final reports whether the work itself ended and must not run again: restart
 // condition never. Everything else may go better later, or on another node.
-func final(reason *pb.Reason) bool {
-	ended := reason.Code == pb.ReasonCode_EXITED || reason.Code == pb.ReasonCode_OUT_OF_MEMORY
-	return ended && !reason.Retryable
+func final(reason *pb.Reason) bool { return ended(reason) && !reason.Retryable }
+
+// ended reports whether a replica failed by itself, so that nothing of it runs
+// any more. One that could not be started may have left its predecessor running.
+func ended(reason *pb.Reason) bool {
+	return reason.GetCode() == pb.ReasonCode_EXITED || reason.GetCode() == pb.ReasonCode_OUT_OF_MEMORY
 }
 
 // givenUp says so.
@@ -73,13 +76,17 @@ func (b *builder) failed(r *replica, now bool) {
 	if reason == nil {
 		reason = &pb.Reason{Code: pb.ReasonCode_RUNTIME_ERROR, Message: "failed"}
 	}
-	if t.next > b.d.nano && !now {
-		b.retryPending(t.reason, t.next)
-		return
-	}
 	here := r.assignment.node.id
 	avoid := withNode(t.failedNodes, here)
 	free := refused(reason.Code)
+	if t.next > b.d.nano && !now {
+		// What every node has refused is taken at once by one that was not asked.
+		if b.waiting = b.waiting || free; free && b.elsewhere(r, t, avoid, reason) {
+			return
+		}
+		b.retryPending(t.reason, t.next)
+		return
+	}
 	if t.next == 0 {
 		switch {
 		case free:
@@ -89,7 +96,8 @@ func (b *builder) failed(r *replica, now bool) {
 			if now {
 				break
 			}
-			b.wait(r, t.attempts, []string{here}, reason, b.d.nano+int64(refusedBackoff))
+			b.waiting = true
+			b.wait(r, t.attempts, avoid, reason, b.d.nano+int64(refusedBackoff))
 			return
 		case final(reason), t.attempts >= maxAttempts:
 			b.exhaust(r, t, avoid, reason)
@@ -103,6 +111,9 @@ func (b *builder) failed(r *replica, now bool) {
 			b.wait(r, t.attempts, avoid, reason, due)
 			return
 		}
+	}
+	if free {
+		avoid = []string{here} // the others have had time
 	}
 	b.attempt(r, t, avoid, reason, free, now)
 }
@@ -139,7 +150,9 @@ func (b *builder) attempt(r *replica, t *retry, avoid []string, reason *pb.Reaso
 		to, ok = b.run.fitsInPlace(r, seed)
 	}
 	if !ok && b.w.want.kind != pb.WorkloadKind_GLOBAL {
-		to, ok = b.run.choose(r.number, seed, avoid, false)
+		if to, ok = b.run.choose(r.number, seed, avoid, false); !ok {
+			to, ok = b.preempt(r.number, r, avoid, nil)
+		}
 	}
 	if !ok {
 		b.waiting = true
@@ -212,6 +225,10 @@ func retryReason(reason *pb.Reason, due int64) *pb.Reason {
 // enough.
 func (b *builder) recovered(r *replica) {
 	if r.retry == nil {
+		return
+	}
+	if t := b.retryOf(r); t != nil && t.next != 0 {
+		b.clearWait(r, t) // it was about to be tried, and runs
 		return
 	}
 	if due := r.observed.transition + int64(forgetAfter); due > b.d.nano {

@@ -55,6 +55,8 @@ type rollout struct {
 	// What they want then; nil where it is not known. atFormer: it is looked at now.
 	former   *want
 	atFormer bool
+	// The state that was judged is another one than that of rec.
+	changed bool
 	// No further replica is to be replaced.
 	halted bool
 	// Surge replicas and canaries.
@@ -282,7 +284,7 @@ func (b *builder) dismiss(r *replica, others int) {
 		b.tally.serving++
 		return
 	}
-	if r.next != nil {
+	if b.taken(r) {
 		b.tally.busy = true
 		return
 	}
@@ -306,11 +308,27 @@ func (b *builder) counts(r *replica) bool {
 	return ok
 }
 
+// rolls reports whether it matters how replicas at the present revision do, and
+// those that are looked at are at it.
+func (b *builder) rolls() bool {
+	o := &b.rollout
+	return o.rec != nil && !o.atFormer && (goesOn(o.rec) || o.rec.State == pb.RolloutState_ROLLOUT_FAILED)
+}
+
+// countHealthy takes in a replica at the present revision that has ended well.
+func (b *builder) countHealthy(r *replica) {
+	if b.rolls() {
+		b.tally.current++
+		b.tally.healthy++
+		b.rollout.progress = max(b.rollout.progress, r.observed.transition)
+	}
+}
+
 // countUpdated takes in how a replica does that is assigned at the revision that
 // is rolled out.
 func (b *builder) countUpdated(r *replica) {
 	o, u := &b.rollout, &b.w.want.update
-	if o.rec == nil || o.atFormer {
+	if !b.rolls() {
 		return
 	}
 	b.tally.current++
@@ -382,15 +400,19 @@ func (b *builder) judgeRollout() {
 		return
 	}
 	state := b.judge()
-	o.halted = state != o.rec.State
-	if o.rec.State == pb.RolloutState_ROLLOUT_FAILED && state == o.rec.State && t.outdated > 0 && t.failReason == nil {
+	o.changed = state != o.rec.State
+	o.halted = o.changed || o.failure != nil && goesOn(o.rec)
+	if o.rec.State == pb.RolloutState_ROLLOUT_FAILED && !o.changed && t.outdated > 0 && t.failReason == nil {
 		t.failReason = o.rec.Reason
 	}
 	awaiting := o.rec.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION
-	if !o.begun && !o.halted && !o.paced && !awaiting {
+	if !o.begun && !o.changed && !o.paced && !awaiting {
 		return
 	}
-	next := proto.CloneOf(o.rec)
+	next, was := o.rec, o.rec.State
+	if !o.begun {
+		next = proto.CloneOf(next)
+	}
 	next.State = state
 	if awaiting {
 		next.Canaries = o.extras.healthy
@@ -399,15 +421,15 @@ func (b *builder) judgeRollout() {
 		next.ProgressTime = stampOf(o.progress)
 	}
 	switch {
-	case state == pb.RolloutState_ROLLOUT_FAILED && o.halted:
+	case state == pb.RolloutState_ROLLOUT_FAILED && o.changed:
 		next.EndTime, next.Reason = b.d.nowStamp, o.failure
 		next.Reason.LastTransition = b.d.nowStamp
 	case state == pb.RolloutState_ROLLOUT_COMPLETED:
 		next.EndTime, next.Reason = b.d.nowStamp, nil
-		if o.rec.State == pb.RolloutState_ROLLOUT_ROLLED_BACK {
-			next.State, next.Reason = o.rec.State, o.rec.Reason
+		if was == pb.RolloutState_ROLLOUT_ROLLED_BACK {
+			next.State, next.Reason = was, o.rec.Reason
 		}
-	case awaiting && o.halted:
+	case awaiting && o.changed:
 		next.ProgressTime = b.d.nowStamp
 	}
 	o.next = next
@@ -460,7 +482,7 @@ func (b *builder) recordRollout() {
 	}
 	b.begin()
 	switch {
-	case !o.halted:
+	case !o.changed:
 		if full := b.w.want.update.canary; next.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && next.Canaries == full && w.rollout.GetCanaries() != full {
 			b.tell("%s healthy at revision %s: persys rollout promote %s goes on", counted(int(full), "canary is", "canaries are"), next.Revision, w.id)
 		}

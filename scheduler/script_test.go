@@ -148,6 +148,8 @@ func (s *script) command(f []string) {
 		s.picture, s.unseen = s.rebuilt(), nil
 	case "rollouts":
 		s.rollouts = true
+	case "scheduler":
+		s.configure(args)
 	case "agents":
 		s.agents()
 	case "agent":
@@ -156,6 +158,10 @@ func (s *script) command(f []string) {
 		s.reportLine(args)
 	case "after":
 		s.now = s.now.Add(s.duration(args[0]))
+	case "preemption":
+		s.put(model.SchedulerKey, &pb.SchedulerConfig{NoPreemption: args[0] == "off"})
+	case "run":
+		s.run(args[0])
 	case "why":
 		s.see()
 		s.explain(args[0])
@@ -231,6 +237,29 @@ func (s *script) addNode(args []string) {
 	s.changeNode(args[0], func(n *pb.Node) { n.Devices, n.StoragePools = devices, pools })
 }
 
+// configure reads "rebalance=true moves=2 interval=60s threshold=10".
+func (s *script) configure(args []string) {
+	config := &pb.SchedulerConfig{}
+	for _, a := range args {
+		k, v, _ := strings.Cut(a, "=")
+		switch k {
+		case "rebalance":
+			config.Rebalance = v == "true"
+		case "moves":
+			config.RebalanceMoves = int32(s.number(v))
+		case "interval":
+			config.RebalanceIntervalSeconds = int32(s.duration(v) / time.Second)
+		case "threshold":
+			config.RebalanceThreshold = int32(s.number(v))
+		case "no-preemption":
+			config.NoPreemption = v == "true"
+		default:
+			s.t.Fatalf("unknown setting %q", k)
+		}
+	}
+	s.put(model.SchedulerKey, config)
+}
+
 // submitSpec reads "web replicas=3 cpu=500m image=v1 …". What is not said stays
 // as it was; the revision is the image and the resources.
 func (s *script) submitSpec(args []string) {
@@ -289,6 +318,12 @@ func (s *script) submitSpec(args []string) {
 		case "port":
 			host, inside, _ := strings.Cut(v, ":")
 			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
+		case "preempts":
+			spec.Preemption = &pb.Preemption{NeverPreempts: v == "no"}
+		case "protected":
+			spec.Preemption = &pb.Preemption{Protected: v == "yes"}
+		case "cron", "zone", "concurrency", "within", "keep", "suspend":
+			s.schedule(spec, k, v)
 		case "where":
 			spec.Placement.Constraints = append(spec.Placement.Constraints, parseConstraint(v))
 		case "tolerate":
@@ -391,6 +426,31 @@ func (s *script) parseSpread(text string) *pb.Spread {
 	return out
 }
 
+// schedule sets a field of the schedule; the expression has _ for blanks.
+func (s *script) schedule(spec *pb.WorkloadSpec, k, v string) {
+	if spec.Schedule == nil {
+		spec.Schedule = &pb.Schedule{StartDeadlineSeconds: proto.Int32(3600)}
+	}
+	sch := spec.Schedule
+	switch k {
+	case "cron":
+		if v == "none" {
+			spec.Schedule = nil
+		}
+		sch.Cron = strings.ReplaceAll(v, "_", " ")
+	case "zone":
+		sch.Timezone = v
+	case "concurrency":
+		sch.Concurrency = pb.Schedule_Concurrency(pb.Schedule_Concurrency_value[strings.ToUpper(v)])
+	case "within":
+		sch.StartDeadlineSeconds = proto.Int32(int32(s.duration(v).Seconds()))
+	case "keep":
+		sch.KeepCompleted, sch.KeepFailed = proto.Int32(int32(s.number(v))), proto.Int32(int32(s.number(v)))
+	case "suspend":
+		sch.Suspend = v == "yes"
+	}
+}
+
 func parseConstraint(text string) *pb.Constraint {
 	for _, form := range []struct {
 		sign     string
@@ -435,6 +495,20 @@ func (s *script) reportLine(args []string) {
 		} else if !s.report(key, pb.State(pb.State_value[strings.ToUpper(args[1])]), reason) {
 			s.t.Fatalf("%s is not assigned", key)
 		}
+	}
+}
+
+// run does what admission does when a user wants a run now.
+func (s *script) run(id string) {
+	v := worldReader{s.world}
+	txn, run, err := model.RunWorkload(v, &pb.WorkloadRequest{Id: id}, model.Meta{Now: s.now, NewID: fmt.Sprintf("new-%d", s.revision)})
+	if err != nil {
+		fmt.Fprintf(&s.out, "refused: %v\n", err)
+		return
+	}
+	fmt.Fprintf(&s.out, "%s is made\n", run.Spec.Id)
+	if !s.apply(txn) {
+		s.t.Fatalf("not carried out: %v", txn)
 	}
 }
 
@@ -534,6 +608,7 @@ func (s *script) tell(op *pb.RequestOp) {
 		e := &pb.Event{}
 		read(e)
 		fmt.Fprintf(&s.out, "event %s %s: %s\n", e.Type, e.WorkloadId, e.Message)
+	case strings.HasPrefix(key, model.RevisionsPrefix):
 	case strings.HasSuffix(key, "/rollout"):
 		r := &pb.Rollout{}
 		read(r)
@@ -541,7 +616,14 @@ func (s *script) tell(op *pb.RequestOp) {
 	case !strings.HasSuffix(key, "/status"):
 		w := &pb.Workload{}
 		read(w)
-		fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
+		switch {
+		case w.Parent == "":
+			fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
+		case w.Spec.DesiredState == pb.DesiredState_DESIRED_DELETED:
+			fmt.Fprintf(&s.out, "%s is to be deleted\n", w.Spec.Id)
+		default:
+			fmt.Fprintf(&s.out, "%s is made, a run of %s at %s\n", w.Spec.Id, w.Parent, w.ScheduledTime.AsTime().Format("2006-01-02 15:04"))
+		}
 	default:
 		st := &pb.WorkloadStatus{}
 		read(st)
@@ -550,8 +632,20 @@ func (s *script) tell(op *pb.RequestOp) {
 		if st.Updated != st.Running {
 			fmt.Fprintf(&s.out, ", %d updated", st.Updated)
 		}
+		if st.Completed > 0 {
+			fmt.Fprintf(&s.out, ", %d completed", st.Completed)
+		}
 		if st.Failed > 0 {
 			fmt.Fprintf(&s.out, ", %d failed", st.Failed)
+		}
+		if st.ActiveRuns > 0 {
+			fmt.Fprintf(&s.out, ", %d active", st.ActiveRuns)
+		}
+		if st.LastRun != nil {
+			fmt.Fprintf(&s.out, ", last run %s", st.LastRun.AsTime().Format("15:04"))
+		}
+		if st.NextRun != nil {
+			fmt.Fprintf(&s.out, ", next run %s", st.NextRun.AsTime().Format("15:04"))
 		}
 		if st.Reason != nil {
 			fmt.Fprintf(&s.out, ": %s %s", st.Reason.Code, st.Reason.Message)

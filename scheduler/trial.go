@@ -313,7 +313,7 @@ func (t *Trial) count() {
 // carryOut commits one step and answers with the assignments that it touches.
 func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
 	var touched []string
-	var preempted *pb.Event
+	preempted := map[string]string{} // by workload, how it was told
 	retried := false
 	for _, op := range ops {
 		key := string(op.GetRequestPut().GetKey())
@@ -330,15 +330,15 @@ func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
 			}
 			retried = retried || e.Type == pb.EventType_RETRY_TRIGGERED
 			if e.Type == pb.EventType_WORKLOAD_PREEMPTED {
-				preempted = e
+				preempted[e.WorkloadId] = e.Message
 			}
 		}
 	}
 	t.apply(ops)
 	for _, key := range touched {
 		id, _, _ := model.SplitReplicaKey(model.AssignmentsPrefix, key)
-		if m, ok := t.moves.Get(key); ok && preempted != nil && preempted.WorkloadId == id {
-			m.preempted = preempted.Message
+		if m, ok := t.moves.Get(key); ok && preempted[id] != "" {
+			m.preempted = preempted[id]
 			t.concerned[id] = true
 		}
 		if t.recording && !t.later && !retried {

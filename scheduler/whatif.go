@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -66,11 +67,11 @@ func (t *Trial) LoseNode(id string) error {
 		return err
 	}
 	if !known {
-		return fmt.Errorf("there is no node %q", id)
+		return noNode(id)
 	}
 	key := model.NodeLeaseKey(id)
 	if _, leased, err := model.Load(t, key, lease); err != nil || !leased {
-		return cmp.Or(err, fmt.Errorf("node %q is lost already", id))
+		return cmp.Or(err, error(&model.Refusal{Code: codes.FailedPrecondition, Message: fmt.Sprintf("node %q is lost already", id)}))
 	}
 	txn, err := model.LoseNode(t, lease.LeaseId, [][]byte{[]byte(key)}, t.now)
 	if err != nil {
@@ -85,7 +86,7 @@ func (t *Trial) LoseNode(id string) error {
 func (t *Trial) AddNodes(like string, n int) error {
 	pattern := &pb.Node{}
 	if _, known, err := model.Load(t, model.NodeKey(like), pattern); err != nil || !known {
-		return cmp.Or(err, fmt.Errorf("there is no node %q", like))
+		return cmp.Or(err, noNode(like))
 	}
 	pattern.State, pattern.Unschedulable, pattern.Draining, pattern.DrainDeadline, pattern.Reason = pb.NodeState_READY, false, false, nil, nil
 	pattern.CreateTime, pattern.LastTransition = timestamppb.New(t.now), timestamppb.New(t.now)
@@ -102,6 +103,56 @@ func (t *Trial) AddNodes(like string, n int) error {
 		n--
 	}
 	return nil
+}
+
+func noNode(id string) error {
+	return &model.Refusal{Code: codes.NotFound, Message: fmt.Sprintf("there is no node %q", id)}
+}
+
+// Apply asks what if a workload were applied, with the errors that ApplyWorkload
+// has.
+func (t *Trial) Apply(spec *pb.WorkloadSpec) (pb.ApplyWorkloadResponse_Outcome, error) {
+	txn, outcome, w, err := model.ApplyWorkload(t, &pb.ApplyWorkloadRequest{Spec: spec}, t.meta())
+	if err != nil {
+		return outcome, err
+	}
+	t.Ask(w.Spec.Id)
+	t.Commit(txn)
+	return outcome, nil
+}
+
+// NodeLoad is what is reserved on a node.
+type NodeLoad struct {
+	ID                 string
+	State              string
+	Replicas           int
+	Reserved, Capacity *pb.NodeCapacity
+}
+
+// Nodes are all nodes as they are in the trial now, by name.
+func (t *Trial) Nodes() []NodeLoad {
+	var all []NodeLoad
+	for _, id := range sortedKeys(t.picture.nodes) {
+		n := t.picture.nodes[id]
+		if n.mod == 0 {
+			continue
+		}
+		load := NodeLoad{ID: id, State: "ready", Replicas: n.reserving, Capacity: capacityOf(n.capacity)}
+		if !n.open() {
+			load.State = n.closedBecause()
+		}
+		var used amounts
+		for d := range used {
+			used[d] = n.capacity[d] - n.free[d]
+		}
+		load.Reserved = capacityOf(used)
+		all = append(all, load)
+	}
+	return all
+}
+
+func capacityOf(a amounts) *pb.NodeCapacity {
+	return &pb.NodeCapacity{CpuMillis: a[cpu], MemoryBytes: a[memory], DiskBytes: a[disk]}
 }
 
 func (t *Trial) meta() model.Meta { return model.Meta{Now: t.now, Actor: "nobody", NewID: "trial"} }

@@ -26,7 +26,8 @@ type workload struct {
 	// A status that was assumed and is not confirmed; decisions compare with it.
 	assumed *pb.WorkloadStatus
 	// Deletion of the record itself was assumed, or that it goes back to an
-	// earlier revision.
+	// earlier revision, or a change of the workload's runs: it is left alone until
+	// that is known.
 	leaving, rewriting bool
 	// As it is stored, for going back; shared with the store.
 	record []byte
@@ -73,7 +74,9 @@ type want struct {
 	replicas  int32
 	exclusive bool
 	priority  int32
-	update    strategy
+	// It takes the room of others, and they do not take its own.
+	preempts, protected bool
+	update              strategy
 	// The revision whose canaries were accepted, and when users last changed
 	// something.
 	promoted string
@@ -84,6 +87,9 @@ type want struct {
 	// Of this workload's replicas; 0: no bound.
 	maxPerNode int32
 	wishes     []wish
+	// Of a job that runs by a schedule, and of one of its runs.
+	schedule *schedule
+	run      *pb.Workload
 	// Why nothing can be decided about it: admission lets no such spec pass.
 	invalid string
 }
@@ -105,6 +111,10 @@ type shape struct {
 	why           string
 	whyStamp      uint64
 	whyPlacements int
+
+	// No node can be made room on for it, by a decision, for work of this priority.
+	hopelessStamp uint64
+	hopelessFor   int32
 }
 
 func (p *Picture) workloadNamed(id string) *workload {
@@ -124,12 +134,15 @@ func (p *Picture) forgetWorkload(w *workload) {
 	p.dirty.remove(w)
 	p.waiting.remove(w)
 	p.globals.remove(w)
+	p.rolling.remove(w)
 	w.wake = 0
 	delete(p.workloads, w.id)
 }
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
+	job, run, rank := w.job(), w.run(), w.standing()
+	p.countPriority(w, -1)
 	old := w.want
 	w.mod, w.created, w.want, w.record = mod, created, nil, value
 	if rec != nil {
@@ -140,6 +153,17 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	if old != nil {
 		p.dropWant(old)
 	}
+	p.countPriority(w, 1)
+	if w.standing() != rank {
+		p.rankChanged(w)
+	}
+	if w.job() != job {
+		// What counts against a node's capacity is another matter for jobs.
+		for _, r := range w.replicas {
+			held := p.unreserve(r) && r.next != nil
+			p.reserve(r, held)
+		}
+	}
 	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
 		p.globals.add(w)
 	} else {
@@ -147,11 +171,15 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	}
 	w.leaving, w.rewriting = false, false
 	p.touch(w)
+	p.putRun(w, run)
 	p.forgetWorkload(w)
 }
 
+func (w *workload) job() bool { return w.want != nil && w.want.kind == pb.WorkloadKind_JOB }
+
 func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	w := p.workloadNamed(id)
+	p.touchParent(w.run())
 	w.statusMod, w.status = mod, s
 	w.assumed = nil
 	p.touch(w)
@@ -161,6 +189,11 @@ func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 func (p *Picture) putRollout(id string, mod int64, rec *pb.Rollout) {
 	w := p.workloadNamed(id)
 	w.rolloutMod, w.rollout = mod, rec
+	if goesOn(rec) {
+		p.rolling.add(w)
+	} else {
+		p.rolling.remove(w)
+	}
 	p.touch(w)
 	p.forgetWorkload(w)
 }
@@ -197,12 +230,19 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 		out.replicas = max(0, *s.Replicas)
 	}
 	if s != nil && s.Priority != nil {
-		out.priority = *s.Priority
+		out.priority = min(max(*s.Priority, 0), model.MaxPriority)
 	}
+	out.preempts, out.protected = !s.GetPreemption().GetNeverPreempts(), s.GetPreemption().GetProtected()
 	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
 	needs, ports, err := needsOf(s)
+	if err == nil {
+		out.schedule, err = scheduleOf(rec)
+	}
 	if err != nil {
 		out.invalid = err.Error()
+	}
+	if rec.Parent != "" {
+		out.run = rec
 	}
 	devices, storage, err := wishesForGear(s.GetResources())
 	if err != nil {

@@ -363,6 +363,15 @@ func (w *world) agents() {
 	}
 }
 
+// over reports whether the run that r tells of has ended for good.
+func (w *world) over(r *pb.Replica) bool {
+	rec := &pb.Workload{}
+	job := w.load(model.WorkloadKey(r.WorkloadId), rec) && rec.Spec.Kind == pb.WorkloadKind_JOB
+	code := r.GetReason().GetCode()
+	return r.State == pb.State_COMPLETED ||
+		job && r.State == pb.State_FAILED && (code == pb.ReasonCode_EXITED || code == pb.ReasonCode_OUT_OF_MEMORY)
+}
+
 // check holds what is true after every single transaction: no node is
 // over-committed and no port is given twice.
 func (w *world) check() {
@@ -379,7 +388,7 @@ func (w *world) check() {
 			w.t.Fatal(err)
 		}
 		if w.load(model.ReplicasPrefix+strings.TrimPrefix(key, model.AssignmentsPrefix), r) &&
-			r.Generation == a.Generation && r.NodeId == a.NodeId && r.State == pb.State_COMPLETED {
+			r.Generation == a.Generation && r.NodeId == a.NodeId && w.over(r) {
 			continue
 		}
 		l := loads[a.NodeId]

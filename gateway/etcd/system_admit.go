@@ -45,7 +45,7 @@ func lookAgain() *pb.RequestOp {
 
 // admit has model decide on what a client does to the system's keys.
 func (s *Server) admit(v *fsm.View, who *caller, txn *pb.Txn) (*admitted, error) {
-	a := &admission{v: v, actor: who.actor, shown: who.shown(), writes: anyOp(txn.Success, opWrites) || anyOp(txn.Failure, opWrites), removed: map[string]bool{}}
+	a := &admission{v: v, actor: who.actor, shown: who.shown(), manages: who.manages, writes: anyOp(txn.Success, opWrites) || anyOp(txn.Failure, opWrites), removed: map[string]bool{}}
 	out, restore, err := a.txn(txn, true)
 	if err != nil {
 		return nil, err
@@ -68,6 +68,8 @@ type admission struct {
 	actor string
 	// shown is up to whose keys the caller is shown them.
 	shown owner
+	// manages: it may change what is for admins.
+	manages bool
 	// writes: there is something in it that may be refused.
 	writes  bool
 	partial bool
@@ -202,6 +204,9 @@ func (a *admission) put(p *pb.PutRequest) (*pb.RequestOp, restore, error) {
 	if k == nil || k.put == nil {
 		return nil, nil, closed(key)
 	}
+	if k.admins && !a.manages {
+		return nil, nil, forAdmins(key)
+	}
 	if p.Lease != 0 {
 		return nil, nil, status.Errorf(codes.InvalidArgument, "%s: a key of the system cannot be attached to a lease", key)
 	}
@@ -234,6 +239,10 @@ func (a *admission) take(change *pb.Txn, key string, read *pb.KeyValue) []*pb.Re
 	}
 	a.guard(change.Compare...)
 	return change.Success
+}
+
+func forAdmins(key string) error {
+	return status.Errorf(codes.PermissionDenied, "%s is changed by admins only", key)
 }
 
 // admissionError tells which key a refusal is about.
@@ -309,6 +318,8 @@ func (a *admission) removeObjects(r *removal, part area) error {
 			continue
 		case k == nil || k.remove == nil:
 			return closed(key)
+		case k.admins && !a.manages:
+			return forAdmins(key)
 		}
 		change, err := k.remove(a.v, idOf(key), a.meta())
 		if err != nil {

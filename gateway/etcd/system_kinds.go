@@ -30,6 +30,8 @@ type kind struct {
 	remove func(v model.Reader, id string, m model.Meta) (*pb.Txn, error)
 	// writer is who writes the keys, and instead what to use, for refusals.
 	writer, instead string
+	// admins: only who manages the cluster may put and remove it.
+	admins bool
 	// part: it belongs to the object one level up, and goes when that goes.
 	part bool
 }
@@ -117,6 +119,14 @@ var kinds = []kind{
 		writer: "the first leader, once", instead: "it never changes",
 	},
 	{
+		pattern: model.SchedulerKey, message: &pb.SchedulerConfig{}, admins: true,
+		complete: func(m proto.Message, kv *pb.KeyValue) { m.(*pb.SchedulerConfig).ResourceVersion = kv.ModRevision },
+		put: func(v model.Reader, _ string, document []byte, m model.Meta) (*pb.Txn, error) {
+			return model.PutSchedulerConfig(v, document, m)
+		},
+		remove: func(v model.Reader, _ string, m model.Meta) (*pb.Txn, error) { return model.ResetSchedulerConfig(v, m) },
+	},
+	{
 		pattern: "/system/alarms/*/*", message: &etcdpb.AlarmMember{}, complete: alarmOfKey,
 		writer: "the server", instead: "use etcdctl alarm",
 	},
@@ -191,7 +201,7 @@ func onlyKind(prefix string) *kind {
 func writable(prefix string) string {
 	for _, k := range kinds {
 		if k.put != nil && strings.HasPrefix(k.pattern, prefix) {
-			return path.Dir(k.pattern) + "/<id>"
+			return strings.ReplaceAll(k.pattern, "*", "<id>")
 		}
 	}
 	return "nothing"

@@ -81,6 +81,7 @@ func examples(t testing.TB) map[string]proto.Message {
 		model.CertificateKey("0a"):                  &pb.Certificate{Serial: "0a", Identity: "agent/n1", NotAfter: at, TokenId: "t1", CreateTime: at},
 		model.EpochKey:                              &pb.LeaderEpoch{Epoch: 3, MemberId: "s1.abc"},
 		model.ClusterKey:                            &pb.ClusterInfo{Id: "c1", Name: "test", CreateTime: at},
+		model.SchedulerKey:                          &pb.SchedulerConfig{Rebalance: true, RebalanceMoves: 3},
 		model.SystemPrefix + "alarms/0f/NOSPACE":    &etcdpb.AlarmMember{},
 		authPrefix + "users/ann":                    &pb.Token{SecretHash: []byte("secret hash")},
 		model.WorkloadsPrefix + "web/unknown/below": &pb.Workload{},

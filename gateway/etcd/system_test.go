@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -184,6 +185,7 @@ func TestPutOfANode(t *testing.T) {
 		{"stop draining", func(n map[string]any) { n["draining"] = false }, "uncordoned, cordoned", "READY true false map[disk:ssd]"},
 		{"uncordon", func(n map[string]any) { n["unschedulable"] = false }, "uncordoned", "READY false false map[disk:ssd]"},
 		{"drain", func(n map[string]any) { n["draining"] = true }, "drain asked for", "DRAINING true true map[disk:ssd]"},
+		{"by a deadline", func(n map[string]any) { n["drain_deadline"] = "2030-01-01T00:00:00Z" }, "drain asked for, by 2030-01-01T00:00:00Z", "DRAINING true true map[disk:ssd]"},
 		{"undrain", func(n map[string]any) { n["draining"], n["unschedulable"] = false, false }, "uncordoned", "READY false false map[disk:ssd]"},
 	} {
 		before := len(events(t, c))
@@ -499,9 +501,13 @@ func TestRefusals(t *testing.T) {
 	try("put --ignore-value", put(client, "/assignments/x/0", "", clientv3.WithIgnoreValue()))
 	for _, value := range []string{
 		"", `{"id": "n2"}`, `{"state": "NOT_READY"}`, `{"labels": {"zone": "b"}}`, `{"capacity": {"cpu_millis": 1}, "address": "x"}`, `{"resource_version": 1}`,
-		`{"user_labels": {"a b": "c"}}`, `{"drain": true}`, `{"assignments": 3}`,
+		`{"user_labels": {"a b": "c"}}`, `{"drain": true}`, `{"assignments": 3}`, `{"drain_deadline": "2026-11-01T12:00:00Z"}`,
+		`{"draining": true, "unschedulable": true, "drain_deadline": "soon"}`,
 	} {
 		try("put /nodes/n1 "+value, put(client, "/nodes/n1", value))
+	}
+	for _, value := range []string{"", `{"rebalance": "often"}`, `{"rebalance_moves": -1}`, `{"resource_version": 1}`} {
+		try("put /system/scheduler "+value, put(client, "/system/scheduler", value))
 	}
 	try("put /nodes/none", put(client, "/nodes/none", "{}"))
 	try("the same workload twice", func(ctx context.Context) error {
@@ -517,4 +523,48 @@ func TestRefusals(t *testing.T) {
 		return err
 	})
 	recorded(t, "system/refusals.txt", got.String())
+}
+
+// The scheduler's configuration is a document that can be put, and its removal
+// brings the defaults back.
+func TestSchedulerConfigAsADocument(t *testing.T) {
+	c, client := seeded(t, 1)
+	ctx := within(t, patience)
+	if _, err := client.Put(ctx, model.SchedulerKey, `{"rebalance": true, "rebalance_moves": 9}`); err != nil {
+		t.Fatal(err)
+	}
+	if config, _ := stored(t, c, model.SchedulerKey, &pb.SchedulerConfig{}); !config.Rebalance || config.RebalanceMoves != 9 {
+		t.Errorf("%v", config)
+	}
+	all := events(t, c)
+	if last := all[len(all)-1]; last.Type != pb.EventType_SCHEDULER_CHANGED || last.Message != "scheduler: rebalance-moves=9" {
+		t.Errorf("%v", last)
+	}
+	if _, err := client.Delete(ctx, model.SchedulerKey); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := client.Get(ctx, model.SchedulerKey); err != nil || len(answer.Kvs) != 0 {
+		t.Errorf("%v %v", answer, err)
+	}
+}
+
+// How the scheduler is set is for admins, as by the other APIs.
+func TestSchedulerConfigIsForAdmins(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *Config) {
+		cfg.Identity = func(ctx context.Context) (string, pb.Role, bool) {
+			v := metadata.ValueFromIncomingContext(ctx, "test-role")
+			return strings.Join(v, ""), pb.Role(pb.Role_value[strings.Join(v, "")]), len(v) > 0
+		}
+	})
+	client := c.client()
+	is := func(role string) context.Context {
+		return metadata.AppendToOutgoingContext(within(t, patience), "test-role", role)
+	}
+	on := clientv3.OpPut(model.SchedulerKey, `{"rebalance": true}`)
+	for _, write := range []clientv3.Op{on, clientv3.OpDelete(model.SchedulerKey)} {
+		if err := errOf(client.Do(is("ROLE_OPERATOR"), write)); err == nil || !strings.Contains(err.Error(), "is changed by admins only") {
+			t.Errorf("operator: %v", err)
+		}
+		wants(t, "admin", errOf(client.Do(is("ROLE_ADMIN"), write)), nil)
+	}
 }

@@ -1,7 +1,8 @@
 // Package cli is the persys command line: it reads flags, environment and
 // files, talks to a cluster through its gRPC API, prints answers, and starts
 // servers and agents through the functions it is handed (Node). It decides
-// nothing about the cluster, and never opens a data directory itself.
+// nothing about the cluster, and never opens a data directory itself. What-if
+// questions it answers from a snapshot, with the scheduler's own decisions.
 //
 // It is a package, and not the main package, so that main stays a few lines
 // and whole commands are tested as users type them.
@@ -138,7 +139,7 @@ machines that run work, and this command line.
 	root.AddCommand(a.workCommands()...)
 	root.AddCommand(a.clusterCommands()...)
 	root.AddCommand(a.machineCommands()...)
-	root.AddCommand(a.workloadGroup(), a.versionCommand())
+	root.AddCommand(a.workloadGroup(), a.jobGroup(), a.versionCommand())
 	return root
 }
 
@@ -180,7 +181,7 @@ func (a *app) workCommands() []*cobra.Command {
 
 func (a *app) clusterCommands() []*cobra.Command {
 	return inGroup(groupCluster,
-		a.clusterGroup(), a.memberGroup(), a.nodeGroup(), a.tokenGroup(), a.eventsCommand(), a.contextGroup())
+		a.clusterGroup(), a.memberGroup(), a.nodeGroup(), a.planCommand(), a.tokenGroup(), a.schedulerGroup(), a.eventsCommand(), a.contextGroup())
 }
 
 func (a *app) machineCommands() []*cobra.Command {
@@ -243,7 +244,12 @@ func (a *app) limit(cmd *cobra.Command, asked bool) time.Duration {
 	case cmd.Annotations[endless] != "", isSet("follow"), isSet("watch"):
 		return 0
 	case isSet("wait"):
-		return waitTimeout
+		limit := waitTimeout
+		if f := cmd.Flags().Lookup("deadline"); f != nil {
+			deadline, _ := time.ParseDuration(f.Value.String()) // it was parsed before
+			limit = max(limit, deadline+time.Minute)
+		}
+		return limit
 	}
 	return a.global.timeout
 }

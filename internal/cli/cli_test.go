@@ -37,13 +37,17 @@ func TestCommands(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"get workloads", "list workloads -o name", "workload list -o name", "get workload web new", "get workload web --spec", "workload get batch -o json",
-		"get nodes", "node ls -o name", "get node n1 n9", "node get n2 -o yaml", "node label n1 zone=us old-", "node label n1 zone",
+		"get nodes", "node ls -o name", "get node n1 n9", "node get n2 -o yaml", "node label n1 zone=us old-", "node label n1 zone", "node drain n9", "node drain n2 --deadline -1s",
+		"node drain n2 --deadline 10m --wait", "scheduler get", "scheduler set rebalance=true rebalance-interval=10m rebalance_moves=2", "scheduler set rebalance-moves=default -o json",
+		"scheduler set", "scheduler set speed=9", "scheduler set rebalance=often", "scheduler set rebalance-threshold=-3", "scheduler set rebalance-interval=7", "scheduler set rebalance", "scheduler set rebalance=",
 		"member ls", "get members -o name", "member rm s3", "token ls", "token create --role agent", "token create --role server -o name", "token create --role admin",
-		"cluster info", "cluster list -o name", "why web", "why web -o name", "scale web 3", "scale web -1", "scale web", "restart web batch",
+		"cluster info", "cluster list -o name", "why web", "why web -o name", "why node/n1", "why node/n2", "why node/n9", "scale web 3", "scale web -1", "scale web", "restart web batch",
 		"workload restart nothing", "describe disk x", "apply -f -", "apply -f - --create-only", "apply -f - --dry-run", "apply", "apply web.yaml", "apply -f /nowhere",
 		"delete new -o name", "get workload nothing", "logs nothing", "member", "member remove x", "frobnicate", "get", "get wrkloads", "get nodes -o xml", "get nodes --output",
 		"events -w --limit -1", "logs web --since yesterday", "run --process --print -e A=1 -p 8080 --cpu 500m --node-label zone=eu sleep 60",
 		"run --print --name web -p 8080:80/udp -p 127.0.0.1:81:81 -v /srv:/data:ro --replicas 2 --restart on-failure 127.0.0.1:5000/demo-web:1 -v", "run --job --print a/b/Some_Tool@sha256:0",
+		"run --process --print --schedule @daily --timezone Europe/Berlin --priority 70 backup", "run --kind global --print x", "run --kind often x", "run --kind service --schedule @daily x", "run --timezone UTC x",
+		"run --kind global --replicas 2 x", "run --schedule nightly x", "job run batch nothing", "job run batch -o name", "job",
 		"run", "run --process -v /a:/b sleep", "run -p x web", "run -v a:/b web", "run --restart sometimes web", "run --global --job web", "run -e =1 web", "run ::", "run --name web web", "join", "join garbage",
 	} {
 		r := u.types(strings.Fields(line)...)

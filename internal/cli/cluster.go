@@ -32,50 +32,6 @@ func (a *app) clusterGroup() *cobra.Command {
 	return group("cluster", "The cluster as a whole", info)
 }
 
-func (a *app) whyCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "why ID", Short: "Explain why a workload is pending, is where it is, or failed", Args: takes("ID"), ValidArgsFunction: a.completeWorkloads,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withClient(cmd, func(ctx context.Context, c *client) error {
-				x, err := c.workloads.ExplainWorkload(ctx, &pb.WorkloadRequest{Id: args[0]})
-				if err != nil {
-					return about("workload", args[0], err)
-				}
-				if !a.out.forPeople() {
-					return a.out.list(listing{names: []string{x.Id}, message: x})
-				}
-				p := a.page()
-				p.explanation(x)
-				return p.write(a.Stdout)
-			})
-		},
-	}
-}
-
-// explanation is the lines that the scheduler says, then each replica.
-func (p *page) explanation(x *pb.Explanation) {
-	state := stateName(x.State)
-	if p.color {
-		state = colored(state)
-	}
-	fmt.Fprintf(&p.b, "%s is %s\n", oneLine(x.Id), state)
-	for _, line := range x.Lines {
-		fmt.Fprintf(&p.b, "  %s\n", oneLine(line))
-	}
-	t := table{head: []string{"REPLICA", "STATE", "NODE", "WHY"}}
-	for _, r := range x.Replicas {
-		why := r.Message
-		switch said := reason(r.Reason); {
-		case why == "":
-			why = said
-		case said != "":
-			why = said + " (" + why + ")"
-		}
-		t.add(fmt.Sprint(r.Replica), stateName(r.State), r.NodeId, why)
-	}
-	p.section("Replicas", t)
-}
-
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Show the version of this program", Args: takes(""),

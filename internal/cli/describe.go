@@ -42,7 +42,7 @@ func (p *page) write(w io.Writer) error {
 	return err
 }
 
-func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
+func (p *page) workload(w *pb.Workload, runs []*pb.Workload, events []*pb.Event, now time.Time) {
 	s, st := w.GetSpec(), w.GetStatus()
 	p.field("ID", s.GetId())
 	p.field("Type", strings.TrimSuffix(typeName(typeOf(s))+", "+strings.ToLower(s.GetKind().String()), ", service"))
@@ -55,7 +55,20 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 	if at := st.GetReason().GetNextRetryAt(); at != nil {
 		p.field("Next try", clock(at, now))
 	}
-	p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	switch {
+	case s.GetSchedule() != nil:
+		last, next := lastAndNext(w, now)
+		p.field("Schedule", scheduleText(s.Schedule))
+		p.field("Last run", last)
+		p.field("Next run", next)
+	case s.GetKind() == pb.WorkloadKind_JOB:
+		p.field("Replicas", fmt.Sprintf("%s completed, %d running", completed(w), st.GetRunning()))
+		if w.Parent != "" {
+			p.field("Run of", w.Parent+", due "+clock(w.ScheduledTime, now))
+		}
+	default:
+		p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	}
 	p.field("Rollout", rolloutText(w))
 	p.field("Runs", whatRuns(s))
 	p.field("Resources", resourcesText(s.GetResources()))
@@ -66,6 +79,7 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 	if w.UpdateTime != nil {
 		p.field("Updated", clock(w.UpdateTime, now)+" ("+age(w.UpdateTime, now)+" ago)")
 	}
+	p.section("Runs", runTable(runs, now))
 	p.section("Replicas", replicaTable(w.Replicas, now))
 	p.section("Events", eventTable(events, now))
 }
@@ -153,6 +167,9 @@ func conditionText(label string, operator pb.Constraint_Operator, values []strin
 func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
 	p.field("ID", n.Id)
 	p.field("State", nodeState(n))
+	if n.Draining && n.DrainDeadline != nil {
+		p.field("Drained by", n.DrainDeadline.AsTime().Format(time.RFC3339))
+	}
 	p.field("Reason", reason(n.Reason))
 	p.field("Address", n.Address)
 	p.field("Reserved", fmt.Sprintf("cpu %s, memory %s, disk %s", cpuShare(n.Reserved, n.Capacity), memoryShare(n.Reserved, n.Capacity), diskShare(n.Reserved, n.Capacity)))
@@ -163,7 +180,7 @@ func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
 	p.field("Heartbeat", ago(age(n.LastHeartbeat, now)))
 	p.field("Pool", model.PoolOf(n))
 	p.field("Labels", labelText(nodeLabels(n)))
-	p.field("Taints", taintText(n))
+	p.field("Taints", taintsText(n))
 	p.field("Platform", strings.TrimSpace(strings.Trim(n.Os+"/"+n.Arch, "/")+" "+n.Kernel))
 	p.field("Version", n.Version)
 	p.field("Joined", ago(age(n.CreateTime, now)))

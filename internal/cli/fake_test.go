@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/persys-dev/persys/internal/model"
 	"github.com/persys-dev/persys/internal/pki"
 	"github.com/persys-dev/persys/internal/server"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -61,6 +62,7 @@ type fakeCluster struct {
 	tokens    []*pb.Token
 	events    []*pb.Event
 	tolerance int32
+	scheduler *pb.SchedulerConfig
 	// Where set, calls fail with it: all, or the first so many.
 	fail     error
 	failures int
@@ -69,6 +71,8 @@ type fakeCluster struct {
 	// Log lines; with breaks, each stream ends as unavailable after them.
 	logs   []*pb.LogChunk
 	breaks bool
+	// Services beside these.
+	more func(*grpc.Server)
 }
 
 func (f *fakeCluster) note(method string, request proto.Message) error {
@@ -209,6 +213,13 @@ func (f *fakeCluster) RestartWorkload(_ context.Context, r *pb.WorkloadRequest) 
 	return f.find(r.Id)
 }
 
+func (f *fakeCluster) RunWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Workload, error) {
+	if _, err := f.find(r.Id); err != nil {
+		return nil, err
+	}
+	return &pb.Workload{Spec: &pb.WorkloadSpec{Id: r.Id + "-29924640-1", Kind: pb.WorkloadKind_JOB}, Parent: r.Id}, nil
+}
+
 func (f *fakeCluster) ExplainWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Explanation, error) {
 	if _, err := f.find(r.Id); err != nil {
 		return nil, err
@@ -258,6 +269,32 @@ func (f *fakeCluster) GetNode(_ context.Context, r *pb.NodeRequest) (*pb.Node, e
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "not found")
+}
+
+// DrainNode is done at once.
+func (f *fakeCluster) DrainNode(ctx context.Context, r *pb.DrainNodeRequest) (*pb.Node, error) {
+	n, err := f.GetNode(ctx, &pb.NodeRequest{Id: r.Id})
+	if err != nil {
+		return nil, err
+	}
+	n.Draining, n.Unschedulable, n.Assignments = true, true, 0
+	return n, nil
+}
+
+func (f *fakeCluster) GetSchedulerConfig(context.Context, *pb.SchedulerConfigRequest) (*pb.SchedulerConfig, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.scheduler == nil {
+		f.scheduler = model.EffectiveSchedulerConfig(nil)
+	}
+	return f.scheduler, nil
+}
+
+func (f *fakeCluster) SetSchedulerConfig(_ context.Context, c *pb.SchedulerConfig) (*pb.SchedulerConfig, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.scheduler = model.EffectiveSchedulerConfig(c)
+	return f.scheduler, nil
 }
 
 func (f *fakeCluster) LabelNode(ctx context.Context, r *pb.LabelNodeRequest) (*pb.Node, error) {
@@ -392,6 +429,9 @@ func (x *trust) serveUntil(f *fakeCluster) (address string, stop func()) {
 	pb.RegisterWorkloadsServer(s, f)
 	pb.RegisterNodesServer(s, f)
 	pb.RegisterClusterServer(s, f)
+	if f.more != nil {
+		f.more(s)
+	}
 	go func() { _ = s.Serve(l) }()
 	x.t.Cleanup(s.Stop)
 	return l.Addr().String(), s.Stop

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -62,12 +63,22 @@ func (a *app) nodeDone(n *pb.Node, what string) error {
 
 func (a *app) drainCommand() *cobra.Command {
 	var wait bool
+	var deadline time.Duration
 	c := &cobra.Command{
 		Use: "drain ID...", Short: "Move the work of nodes elsewhere and give them no more", Args: takes("ID..."), ValidArgsFunction: a.completeNodes,
+		Example: "  persys node drain n1 --deadline 10m --wait",
 		RunE: func(cmd *cobra.Command, ids []string) error {
+			request := &pb.DrainNodeRequest{}
+			if cmd.Flags().Changed("deadline") {
+				if deadline < 0 {
+					return usageErrorf("--deadline must not be negative; 0 means at once")
+				}
+				request.Deadline = durationpb.New(deadline)
+			}
 			return a.withClient(cmd, func(ctx context.Context, c *client) error {
 				return forEach(ids, func(id string) error {
-					n, err := c.nodes.DrainNode(ctx, &pb.DrainNodeRequest{Id: id})
+					request.Id = id
+					n, err := c.nodes.DrainNode(ctx, request)
 					if err != nil {
 						return about("node", id, err)
 					}
@@ -80,6 +91,7 @@ func (a *app) drainCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&wait, "wait", false, "wait until no work is left on them")
+	c.Flags().DurationVar(&deadline, "deadline", 0, "after so long what is left is moved, or stopped, without regard to anything; 0s: at once; without it: never")
 	return c
 }
 
@@ -96,8 +108,12 @@ func (a *app) awaitEmpty(ctx context.Context, c *client, id string) error {
 		if err != nil {
 			return about("node", id, err)
 		}
-		if n.Assignments == 0 {
+		switch {
+		case n.Assignments == 0:
+			a.note("%s: nothing is left on it", id)
 			return nil
+		case !n.Draining:
+			return coded(exitConflict, "node %q is not drained any more: somebody has called it off", id)
 		}
 		if n.Assignments != left {
 			left = n.Assignments
@@ -163,7 +179,7 @@ runs has to leave, too). Workloads with a matching toleration do not mind.`,
 				if err != nil {
 					return about("node", args[0], err)
 				}
-				return a.nodeDone(n, "has taints "+cellText(taintText(n)))
+				return a.nodeDone(n, "has taints "+cellText(taintsText(n)))
 			})
 		},
 	}

@@ -117,6 +117,15 @@ func marshal(m proto.Message) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// indented is what is no message as JSON.
+func indented(v any) ([]byte, error) {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("output: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
 // yamlOf turns JSON, which is YAML already, into the form people write; the
 // order of fields stays.
 func yamlOf(data []byte) ([]byte, error) {

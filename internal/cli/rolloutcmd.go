@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -144,15 +145,28 @@ func (a *app) rolloutHistoryCommand() *cobra.Command {
 }
 
 func revisionTable(all *pb.ListRevisionsResponse, now time.Time) table {
-	t := table{head: []string{"REVISION", "PRESENT", "AGE", "RUNS", "RESOURCES"}}
-	for _, r := range all.Revisions {
+	t := table{head: []string{"REVISION", "PRESENT", "AGE", "RUNS", "CHANGED", "+RESOURCES"}}
+	for i, r := range all.Revisions {
 		present := ""
 		if r.Revision == all.Current {
 			present = "*"
 		}
-		t.add(r.Revision, present, age(r.CreateTime, now), whatRuns(r.Spec), resourcesText(r.GetSpec().GetResources()))
+		changed := ""
+		if i+1 < len(all.Revisions) {
+			changed = changedFields(all.Revisions[i+1], r)
+		}
+		t.add(r.Revision, present, age(r.CreateTime, now), whatRuns(r.Spec), changed, resourcesText(r.GetSpec().GetResources()))
 	}
 	return t
+}
+
+// changedFields is which fields make one revision another one than that before.
+func changedFields(before, r *pb.Revision) string {
+	var paths []string
+	for _, c := range model.Diff(before.Spec, model.Restored(&pb.Workload{Spec: before.Spec}, r).Spec) {
+		paths = append(paths, c.Path)
+	}
+	return strings.Join(paths, ", ")
 }
 
 func (a *app) rolloutUndoCommand() *cobra.Command {

@@ -60,7 +60,7 @@ func TestRolloutCommands(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"rollout status web", "rollout status done", "rollout status old", "rollout status done -o yaml", "rollout status done -o name", "rollout status none",
-		"rollout status done --wait", "rollout history web", "rollout history done -o name", "rollout history none",
+		"rollout status done --wait", "rollout history web", "rollout history web -o wide", "rollout history done -o name", "rollout history none",
 		"rollout undo web", "rollout undo web --to r1", "rollout undo none", "rollout promote web", "rollout promote done", "rollout back web",
 	} {
 		r := u.types(strings.Fields(line)...)

@@ -1,9 +1,7 @@
 package cli
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -112,16 +110,7 @@ func (a *app) simTemplate(file string) (*pb.WorkloadSpec, error) {
 
 func (a *app) simReport(r *sim.Report) error {
 	if !a.out.forPeople() {
-		data, err := json.Marshal(r)
-		if err != nil {
-			return fmt.Errorf("output: %w", err)
-		}
-		var out bytes.Buffer
-		if err := json.Indent(&out, data, "", "  "); err != nil {
-			return fmt.Errorf("output: %w", err)
-		}
-		out.WriteByte('\n')
-		return a.out.document(out.Bytes(), nil)
+		return a.out.document(indented(r))
 	}
 	fmt.Fprintf(a.Stdout, "%s, %s, %s, %s in %s; each agent has a connection of its own\n\n", r.Scenario, counted(r.Servers, "server"),
 		counted(r.Nodes, "agent"), counted(r.Replicas, "replica"), counted(r.Workloads, "workload"))

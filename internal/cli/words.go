@@ -184,7 +184,7 @@ func nodeLabels(n *pb.Node) map[string]string {
 	return all
 }
 
-func taintText(n *pb.Node) string {
+func taintsText(n *pb.Node) string {
 	var texts []string
 	for _, t := range model.TaintsOf(n) {
 		texts = append(texts, model.FormatTaint(t))

@@ -117,8 +117,8 @@ func checkKept(stored, given proto.Message, except ...string) error {
 }
 
 // PutNode changes what users say of a node: user_labels, user_taints,
-// unschedulable and draining, which mean none, none, false and false where they
-// are left out.
+// unschedulable, draining and drain_deadline, which mean none, none, false, false
+// and none where they are left out.
 func PutNode(v Reader, id string, document []byte, m Meta) (*pb.Txn, *pb.Node, error) {
 	given, d := &pb.Node{}, &decoder{}
 	doc, err := oneDocument(document)
@@ -141,7 +141,7 @@ func PutNode(v Reader, id string, document []byte, m Meta) (*pb.Txn, *pb.Node, e
 	if given.ResourceVersion != 0 && given.ResourceVersion != stored.ResourceVersion {
 		return nil, nil, refuse(codes.Aborted, "node %q is at version %d, not %d: somebody changed it; read it again", id, stored.ResourceVersion, given.ResourceVersion)
 	}
-	if err := checkKept(stored, given, "user_labels", "user_taints", "unschedulable", "draining"); err != nil {
+	if err := checkKept(stored, given, "user_labels", "user_taints", "unschedulable", "draining", "drain_deadline"); err != nil {
 		return nil, nil, err
 	}
 	edits, err := nodeEdits(stored, given)
@@ -185,11 +185,16 @@ func nodeEdits(from, to *pb.Node) ([]nodeEdit, error) {
 	} else if changed {
 		edits = append(edits, taintEdit(taints))
 	}
+	deadline := to.DrainDeadline
 	switch {
+	case deadline != nil && deadline.CheckValid() != nil:
+		return nil, invalid("drain_deadline", "is no time; allowed: RFC 3339, or leave it out")
+	case deadline != nil && !to.Draining && !proto.Equal(deadline, from.DrainDeadline):
+		return nil, invalid("drain_deadline", "the node is not drained; allowed: leave it out, or draining true")
 	case to.Draining && from.Draining && !to.Unschedulable:
 		return nil, invalid("unschedulable", "a node that is drained takes no new work; allowed: true, or draining false")
-	case to.Draining && !from.Draining:
-		edits = append(edits, drainEdit)
+	case to.Draining && (!from.Draining || !proto.Equal(deadline, from.DrainDeadline)):
+		edits = append(edits, drainEdit(deadline))
 	case from.Draining && !to.Draining:
 		edits = append(edits, uncordonEdit)
 		if to.Unschedulable {

@@ -2,10 +2,12 @@ package model
 
 import (
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -99,6 +101,7 @@ func TestPutNodeRefuses(t *testing.T) {
 		`{"user_labels": {"-": "x"}}`:                {codes.InvalidArgument, `user_labels: name "-" is not allowed`},
 		`{"usage": {"cpu_percent": 1}}`:              {codes.InvalidArgument, "usage: is written by the system"},
 		`{"draining": false, "unschedulable": "no"}`: {codes.InvalidArgument, "unschedulable"},
+		`{"drain_deadline": "2026-11-01T12:00:00Z"}`: {codes.InvalidArgument, "drain_deadline: the node is not drained"},
 	} {
 		txn, _, err := PutNode(w.view(), "n1", []byte(document), w.meta())
 		if txn != nil {
@@ -124,6 +127,10 @@ func TestPutNode(t *testing.T) {
 			}
 		}
 		n.Draining = rapid.Bool().Draw(t, name+" draining")
+		n.DrainDeadline = nil
+		if n.Draining && rapid.Bool().Draw(t, name+" deadline") {
+			n.DrainDeadline = timestamppb.New(at.Add(time.Duration(rapid.IntRange(0, 3).Draw(t, name+" minutes")) * time.Minute))
+		}
 		n.Unschedulable = n.Draining || rapid.Bool().Draw(t, name+" unschedulable")
 	}
 	rapid.Check(t, func(rt *rapid.T) {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -34,13 +35,24 @@ var (
 			n.State = pb.NodeState_READY
 		}
 	}}
-	drainEdit = nodeEdit{"drain asked for", func(n *pb.Node) {
-		n.Unschedulable, n.Draining = true, true
+)
+
+// maxDrainDeadline bounds how long a drain may be put off.
+const maxDrainDeadline = 365 * 24 * time.Hour
+
+// drainEdit has the node emptied by a time; nil: in its own time.
+func drainEdit(deadline *timestamppb.Timestamp) nodeEdit {
+	message := "drain asked for"
+	if deadline != nil {
+		message += ", by " + deadline.AsTime().UTC().Format(time.RFC3339)
+	}
+	return nodeEdit{message, func(n *pb.Node) {
+		n.Unschedulable, n.Draining, n.DrainDeadline = true, true, deadline
 		if n.State == pb.NodeState_READY {
 			n.State = pb.NodeState_DRAINING
 		}
 	}}
-)
+}
 
 // CordonNode keeps new work away; what runs stays.
 func CordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
@@ -52,12 +64,19 @@ func UncordonNode(v Reader, req *pb.NodeRequest, m Meta) (*pb.Txn, *pb.Node, err
 	return editNode(v, req.Id, m, uncordonEdit.message, uncordonEdit.edit)
 }
 
-// DrainNode cordons and has the work moved elsewhere.
+// DrainNode cordons and has the work moved elsewhere. A drain that is under way
+// gets another deadline, or none.
 func DrainNode(v Reader, req *pb.DrainNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	var deadline *timestamppb.Timestamp
 	if req.Deadline != nil {
-		return nil, nil, invalid("deadline", "not supported by this version; allowed: leave it out")
+		d := req.Deadline.AsDuration()
+		if req.Deadline.CheckValid() != nil || d < 0 || d > maxDrainDeadline {
+			return nil, nil, invalid("deadline", "is not allowed; allowed: 0s, which is at once, to %d days, or leave it out for none", int(maxDrainDeadline.Hours()/24))
+		}
+		deadline = timestamppb.New(m.Now.Add(d))
 	}
-	return editNode(v, req.Id, m, drainEdit.message, drainEdit.edit)
+	edit := drainEdit(deadline)
+	return editNode(v, req.Id, m, edit.message, edit.edit)
 }
 
 // LabelNode sets and removes labels that users gave; those of the agent's own

@@ -87,6 +87,22 @@ func SetSchedulerConfig(v Reader, req *pb.SchedulerConfig, m Meta) (*pb.Txn, *pb
 	}, next, nil
 }
 
+// ResetSchedulerConfig brings the defaults back.
+func ResetSchedulerConfig(v Reader, m Meta) (*pb.Txn, error) {
+	old, err := LoadSchedulerConfig(v)
+	if err != nil || old.ResourceVersion == 0 {
+		return nil, err
+	}
+	message := "scheduler: set back to the defaults"
+	if change := schedulerChange(old, EffectiveSchedulerConfig(nil)); change != "" {
+		message += ": " + change
+	}
+	return &pb.Txn{
+		Compare: []*pb.Compare{Unchanged(SchedulerKey, old.ResourceVersion)},
+		Success: []*pb.RequestOp{Delete(SchedulerKey), m.event(&pb.Event{Type: pb.EventType_SCHEDULER_CHANGED, Message: message})},
+	}, nil
+}
+
 // schedulerChange says what is different, in the words of `persys scheduler set`.
 func schedulerChange(old, next *pb.SchedulerConfig) string {
 	var parts []string

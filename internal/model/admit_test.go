@@ -383,7 +383,21 @@ func TestNodes(t *testing.T) {
 	}
 	nothing(DrainNode(w.view(), &pb.DrainNodeRequest{Id: "n1"}, w.meta()))
 	nothing(CordonNode(w.view(), id, w.meta()))
-	if n := do(UncordonNode(w.view(), id, w.meta())); n.State != pb.NodeState_READY || n.Unschedulable || n.Draining {
+	within := func(d time.Duration) *pb.DrainNodeRequest {
+		return &pb.DrainNodeRequest{Id: "n1", Deadline: durationpb.New(d)}
+	}
+	if n := do(DrainNode(w.view(), within(time.Minute), w.meta())); !n.DrainDeadline.AsTime().After(epochStart.Add(time.Minute)) {
+		t.Errorf("drain by a deadline: %v", n)
+	}
+	if n := do(DrainNode(w.view(), &pb.DrainNodeRequest{Id: "n1"}, w.meta())); n.DrainDeadline != nil {
+		t.Errorf("drain without a deadline: %v", n)
+	}
+	do(DrainNode(w.view(), within(0), w.meta()))
+	for _, d := range []time.Duration{-time.Second, 366 * 24 * time.Hour} {
+		_, _, err := DrainNode(w.view(), within(d), w.meta())
+		wantCode(t, err, codes.InvalidArgument, "deadline: is not allowed; allowed: 0s")
+	}
+	if n := do(UncordonNode(w.view(), id, w.meta())); n.State != pb.NodeState_READY || n.Unschedulable || n.Draining || n.DrainDeadline != nil {
 		t.Errorf("uncordon: %v", n)
 	}
 	nothing(UncordonNode(w.view(), id, w.meta()))
@@ -525,4 +539,96 @@ func TestTokens(t *testing.T) {
 	}
 	_, _, err = CreateToken(&pb.CreateTokenRequest{Role: pb.Role_ROLE_SERVER, Labels: map[string]string{"a": "b"}}, "t3", hash, w.meta())
 	wantCode(t, err, codes.InvalidArgument, "labels: servers have no labels")
+}
+
+func TestRunWorkload(t *testing.T) {
+	w := newWorld(t)
+	run := func(id string) (*pb.Workload, error) {
+		txn, wl, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: id}, w.meta())
+		if err == nil {
+			w.do(txn)
+		}
+		return wl, err
+	}
+	w.apply(web)
+	_, err := run("web")
+	wantCode(t, err, codes.FailedPrecondition, `workload "web" has no schedule`)
+	_, err = run("nothing")
+	wantCode(t, err, codes.NotFound, `there is no workload "nothing"`)
+
+	const job = "{id: sum, kind: job, labels: {app: shop}, process: {command: sum}, schedule: {cron: '@daily'"
+	parent := w.apply(job + "}}")
+	first, err := run("sum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := &pb.Workload{}
+	if _, ok, err := Load(w.view(), WorkloadKey(first.Spec.Id), stored); !ok || err != nil || !proto.Equal(stored, first) {
+		t.Errorf("stored: %v, %v", stored, err)
+	}
+	if first.Spec.Id != "sum-29892240-1" || first.Spec.Schedule != nil || first.Spec.Labels["app"] != "shop" || first.Revision != parent.Revision || first.Parent != "sum" || first.Uid == parent.Uid {
+		t.Errorf("run: %v", first)
+	}
+	if _, ok := w.view().Get(RevisionKey(first.Spec.Id, first.Revision)); !ok {
+		t.Error("its revision is not stored")
+	}
+	// One goes on, though nobody has looked at it yet.
+	_, err = run("sum")
+	wantCode(t, err, codes.FailedPrecondition, `run "sum-29892240-1" goes on, and the schedule of "sum" forbids another one beside it`)
+	w.put(WorkloadStatusKey(first.Spec.Id), &pb.WorkloadStatus{State: pb.State_FAILED, Desired: 2, Failed: 1})
+	_, err = run("sum")
+	wantCode(t, err, codes.FailedPrecondition, "goes on")
+	w.put(WorkloadStatusKey(first.Spec.Id), &pb.WorkloadStatus{State: pb.State_FAILED, Desired: 2, Failed: 1, Completed: 1})
+	if second, err := run("sum"); err != nil || second.Spec.Id != "sum-29892240-2" {
+		t.Errorf("second: %v, %v", second, err)
+	}
+	if txn, _, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta()); txn != nil || err == nil {
+		t.Errorf("%v, %v", txn, err)
+	}
+	// Where they may be beside each other there are names for a few in each minute.
+	w.apply(job + ", concurrency: allow}}")
+	for range runsPerMinute - 2 {
+		if _, err := run("sum"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = run("sum")
+	wantCode(t, err, codes.ResourceExhausted, "9 runs of \"sum\" were started in this minute already")
+
+	// What is admitted of one state of the job is not carried out on another.
+	w.calls += 60
+	txn, _, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put(WorkloadStatusKey("sum"), &pb.WorkloadStatus{State: pb.State_RUNNING, ActiveRuns: 1})
+	if r := w.try(txn); r.Response.Succeeded {
+		t.Error("carried out though the plan has started a run meanwhile")
+	}
+	for _, tt := range []struct {
+		call func() error
+		want string
+	}{
+		{func() error {
+			_, _, err := RestartWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta())
+			return err
+		}, "has no replicas; persys job run sum starts a run now"},
+		{func() error {
+			_, _, _, err := ApplyWorkload(w.view(), &pb.ApplyWorkloadRequest{Spec: decodeOne(t, "{id: sum-29892240-1, kind: job, process: {command: sum}, schedule: {cron: '@daily'}}")}, w.meta())
+			return err
+		}, `is a run of "sum" and can have no schedule of its own`},
+	} {
+		wantCode(t, tt.call(), codes.FailedPrecondition, tt.want)
+	}
+	// A run that is changed stays a run.
+	if changed := w.apply("{id: sum-29892240-1, kind: job, process: {command: other}}"); changed.Parent != "sum" || changed.ScheduledTime == nil {
+		t.Errorf("changed: %v", changed)
+	}
+	stop, _, err := StopWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(stop)
+	_, err = run("sum")
+	wantCode(t, err, codes.FailedPrecondition, `workload "sum" is stopped; start it first`)
 }

@@ -6,7 +6,6 @@ package model
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -115,11 +114,19 @@ func SplitRevisionKey(key string) (workload, revision string, ok bool) {
 	return strings.Cut(rest, "/")
 }
 
-var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-
 // IsDNSLabel reports whether id may name a workload, a node or a server: lower
 // case letters, digits and inner hyphens, at most 63.
-func IsDNSLabel(id string) bool { return dnsLabel.MatchString(id) }
+func IsDNSLabel(id string) bool {
+	if id == "" || len(id) > 63 || id[0] == '-' || id[len(id)-1] == '-' {
+		return false
+	}
+	for i := range len(id) {
+		if c := id[i]; c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}
 
 // PrefixEnd is the exclusive upper bound of the keys that begin with prefix, in
 // etcd's form: one zero byte where there is no bound.

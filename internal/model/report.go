@@ -120,6 +120,9 @@ func (t *reporting) take(w *Word) error {
 	if err != nil || w.Gone && (!known || stored.NodeId != w.Node || stored.Generation > r.Generation && mod > w.UpTo) {
 		return err
 	}
+	if known && !w.Gone && w.repeats(stored) {
+		return nil
+	}
 	assignmentKey := AssignmentKey(r.WorkloadId, r.Replica)
 	assignmentMod, assigned, err := Load(t.view, assignmentKey, assignment)
 	if err != nil {
@@ -146,15 +149,22 @@ func (t *reporting) take(w *Word) error {
 	if !known || stored.State != next.State || stored.Generation != next.Generation || stored.Restarts != next.Restarts {
 		next.LastTransition = timestamppb.New(t.now)
 	}
-	if known && proto.Equal(stored, next) {
-		return nil
-	}
 	t.txn.Compare = append(t.txn.Compare, Unchanged(key, mod), Unchanged(assignmentKey, assignmentMod))
 	t.txn.Success = append(t.txn.Success, Put(key, next, 0))
 	if next.State != stored.State && next.State == pb.State_RUNNING {
 		t.started(stored, next)
 	}
 	return nil
+}
+
+// repeats reports whether the word says what is stored. Of what an agent says the
+// node and the time are the server's.
+func (w *Word) repeats(stored *pb.Replica) bool {
+	node, at := stored.NodeId, stored.LastTransition
+	stored.NodeId, stored.LastTransition = w.Replica.NodeId, w.Replica.LastTransition
+	same := node == w.Node && proto.Equal(stored, w.Replica)
+	stored.NodeId, stored.LastTransition = node, at
+	return same
 }
 
 // started tells at once of a replica that runs again: what ended it nothing else

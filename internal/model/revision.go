@@ -23,6 +23,8 @@ const (
 	defaultGraceSeconds = 10
 	defaultMaxParallel  = 1
 	defaultWeight       = 50
+	// Local restarts of a job's replica: a job that can't succeed ends as failed.
+	defaultJobAttempts = 3
 )
 
 // Normalize is a copy with the defaults written out, the type that follows from
@@ -57,9 +59,13 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	for _, sp := range s.Placement.GetSpread() {
 		sp.Weight = cmp.Or(sp.Weight, defaultWeight)
 	}
+	if n := attemptsDefault(s); n != 0 && s.Restart.MaxAttempts == 0 {
+		s.Restart.MaxAttempts = n
+	}
 	if s.Priority == nil {
 		s.Priority = proto.Int32(DefaultPriority)
 	}
+	normalizeSchedule(s.Schedule)
 	for _, p := range portsOf(s) {
 		p.Protocol = protocolOf(p)
 	}
@@ -138,6 +144,9 @@ func reduce(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 			}
 		}
 	}
+	if n := attemptsDefault(s); n != 0 && s.Restart.GetMaxAttempts() == n {
+		s.Restart.MaxAttempts = 0
+	}
 	if s.Restart.GetCondition() == restartDefault(s.Kind) {
 		s.Restart.Condition = pb.RestartPolicy_DEFAULT
 	}
@@ -172,6 +181,14 @@ func restartDefault(kind pb.WorkloadKind) pb.RestartPolicy_Condition {
 		return pb.RestartPolicy_ON_FAILURE
 	}
 	return pb.RestartPolicy_ALWAYS
+}
+
+// attemptsDefault is the default of restart.max_attempts where it is not 0.
+func attemptsDefault(s *pb.WorkloadSpec) int32 {
+	if s.Kind == pb.WorkloadKind_JOB && s.Restart.GetCondition() != pb.RestartPolicy_NEVER {
+		return defaultJobAttempts
+	}
+	return 0
 }
 
 func portsOf(s *pb.WorkloadSpec) []*pb.Port {

@@ -51,8 +51,8 @@ func Validate(spec *pb.WorkloadSpec) error {
 	if spec.Priority != nil {
 		checkRange(&errs, "priority", *spec.Priority, 0, MaxPriority)
 	}
+	checkSchedule(&errs, spec)
 	checkEnv(&errs, "env", spec.Env)
-	checkUnsupported(&errs, spec)
 	switch s := spec.Spec.(type) {
 	case *pb.WorkloadSpec_Container:
 		checkContainer(&errs, "container", s.Container)
@@ -60,17 +60,6 @@ func Validate(spec *pb.WorkloadSpec) error {
 		checkProcess(&errs, "process", s.Process)
 	}
 	return errs.err()
-}
-
-// checkUnsupported refuses what the contract has and this version does not do yet.
-func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
-	refuse := func(path string, given bool) {
-		if given {
-			errs.add(path, "not supported by this version; allowed: leave it out")
-		}
-	}
-	refuse("preemption", spec.Preemption != nil)
-	refuse("schedule", spec.Schedule != nil)
 }
 
 // checkKnown refuses what this version does not know, which a newer client may
@@ -219,7 +208,7 @@ func checkRestart(errs *FieldErrors, spec *pb.WorkloadSpec) {
 		errs.add("restart.condition", "always contradicts kind job, which runs to completion; allowed: on_failure, never")
 	}
 	if r.GetMaxAttempts() < 0 {
-		errs.add("restart.max_attempts", "%d is negative; allowed: 0 for no bound, or more", r.MaxAttempts)
+		errs.add("restart.max_attempts", "%d is negative; allowed: 1 or more, 0 for the default (of a job 3, else no bound)", r.MaxAttempts)
 	}
 	if r.GetMaxAttempts() > 0 && r.GetCondition() == pb.RestartPolicy_NEVER {
 		errs.add("restart.max_attempts", "contradicts condition never; allowed: leave it out")

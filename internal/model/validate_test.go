@@ -27,6 +27,8 @@ func TestValidateAccepts(t *testing.T) {
 		"{id: web, replicas: 10000, container: {image: nginx, ports: [{host_port: 80, container_port: 80}]}}",
 		"{id: web, kind: global, container: {image: nginx, privileged: true}}",
 		"{id: web, kind: job, restart: {condition: never}, process: {command: /bin/true}}",
+		"{id: web, kind: job, schedule: {cron: '*/5 9-17 * jan,jul mon-fri', timezone: Europe/Berlin, concurrency: replace, start_deadline_seconds: 1, keep_completed: 0, keep_failed: 100, suspend: true}, process: {command: a}}",
+		"{id: 0123456789012345678901234567890123456789012345678901, kind: job, schedule: {cron: '@daily'}, process: {command: a}}",
 		"{id: web, container: {image: nginx, ports: [{host_port: 53, container_port: 53}, {host_port: 53, container_port: 53, protocol: UDP}]}}",
 		"{id: web, container: {image: nginx, ports: [{host_port: 53, container_port: 53, host_ip: 10.0.0.1}, {host_port: 53, container_port: 54, host_ip: 10.0.0.2}]}}",
 		"{id: web, container: {image: nginx, ports: [{container_port: 53}, {container_port: 53}]}}",
@@ -118,6 +120,20 @@ func TestValidateRefuses(t *testing.T) {
 		{"{id: web, placement: {spread: [{label: a, targets: [{value: b, percent: 60}, {value: c, percent: 60}]}]}" + run, "placement.spread[0].targets: add up to 120 percent; allowed: at most 100"},
 		{"{id: web, placement: {nodes: [A]}" + run, `placement.nodes[0]: "A" is not allowed`},
 		{"{id: web, update: {max_parallel: -1}" + run, "update.max_parallel: -1 is negative"},
+		{"{id: web, schedule: {cron: '@daily'}" + run, "schedule: only with kind job; allowed: kind job, or leave it out"},
+		{"{id: web, kind: job, schedule: {}" + run, "schedule.cron: missing; allowed: five fields (minute, hour, day of month, month, day of week), or @hourly"},
+		{"{id: web, kind: job, schedule: {cron: '* * * *'}" + run, `schedule.cron: "* * * *" is not a schedule: expected exactly 5 fields, found 4`},
+		{"{id: web, kind: job, schedule: {cron: '60 * * * *'}" + run, `schedule.cron: "60 * * * *" is not a schedule: end of range (60) above maximum (59)`},
+		{"{id: web, kind: job, schedule: {cron: '@every 5m'}" + run, `schedule.cron: "@every 5m" is not a schedule; allowed: five fields`},
+		{"{id: web, kind: job, schedule: {cron: 'TZ=UTC'}" + run, `schedule.cron: "TZ=UTC" is not a schedule; allowed: five fields`},
+		{"{id: web, kind: job, schedule: {cron: '0 0 31 2 *'}" + run, `schedule.cron: "0 0 31 2 *" names a day that never comes`},
+		{"{id: web, kind: job, schedule: {cron: ', * * * *'}" + run, `schedule.cron: ", * * * *" names a day that never comes`},
+		{"{id: web, kind: job, schedule: {cron: '@daily', timezone: Europe/Atlantis}" + run, `schedule.timezone: "Europe/Atlantis" is not a time zone; allowed: an IANA name`},
+		{"{id: web, kind: job, schedule: {cron: '@daily', timezone: Local}" + run, `schedule.timezone: "Local" is not a time zone`},
+		{"{id: web, kind: job, schedule: {cron: '@daily', timezone: ../../etc/passwd}" + run, `schedule.timezone: "../../etc/passwd" is not a time zone`},
+		{"{id: web, kind: job, schedule: {cron: '@daily', start_deadline_seconds: 0}" + run, "schedule.start_deadline_seconds: 0 is out of range; allowed: 1 to 604800"},
+		{"{id: web, kind: job, schedule: {cron: '@daily', keep_failed: 101}" + run, "schedule.keep_failed: 101 is out of range; allowed: 0 to 100"},
+		{"{id: w0123456789012345678901234567890123456789012345678901, kind: job, schedule: {cron: '@daily'}" + run, "id: has 53 characters; allowed: 52 with a schedule"},
 		{"{id: web, kind: job, restart: {condition: always}" + run, "restart.condition: always contradicts kind job, which runs to completion; allowed: on_failure, never"},
 		{"{id: web, restart: {max_attempts: -1}" + run, "restart.max_attempts: -1 is negative"},
 		{"{id: web, restart: {condition: never, max_attempts: 1}" + run, "restart.max_attempts: contradicts condition never"},
@@ -227,7 +243,7 @@ func TestNormalize(t *testing.T) {
 	if g := Normalize(decodeOne(t, "{id: a, kind: global, process: {command: a}}")); g.Replicas != nil {
 		t.Errorf("global has replicas: %v", g)
 	}
-	if j := Normalize(decodeOne(t, "{id: a, kind: job, process: {command: a}}")); j.Restart.Condition != pb.RestartPolicy_ON_FAILURE {
+	if j := Normalize(decodeOne(t, "{id: a, kind: job, process: {command: a}}")); j.Restart.Condition != pb.RestartPolicy_ON_FAILURE || j.Restart.MaxAttempts != 3 {
 		t.Errorf("job restarts %v", j.Restart)
 	}
 }

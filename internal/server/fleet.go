@@ -240,11 +240,12 @@ func (l *leading) wordsOf(ctx context.Context, node string, report *pb.StatusRep
 // together is how many of the words one transaction takes in: no two are of the
 // same replica.
 func together(words []model.Word) int {
-	seen := make(map[string]bool, min(len(words), reportWords))
+	seen := make(map[place]bool, min(len(words), reportWords))
 	bytes := 0
 	for i := range words {
-		key := words[i].Key()
-		bytes += proto.Size(words[i].Replica)
+		r := words[i].Replica
+		key := place{r.WorkloadId, r.Replica}
+		bytes += proto.Size(r)
 		if i > 0 && (seen[key] || i == reportWords || bytes > reportBytes) {
 			return i
 		}

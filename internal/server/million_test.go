@@ -13,7 +13,7 @@ import (
 	"github.com/persys-dev/persys/scheduler"
 )
 
-var million = flag.Int("replicas", 100_000, "replicas of the test of a server's memory, on a hundredth as many nodes")
+var million = flag.Int("replicas", 20_000, "replicas of the test of a server's memory, on a hundredth as many nodes")
 
 // What a server keeps for each replica: decided by the scheduler, reported by
 // agents, applied by the state machine, with the picture following.
@@ -96,6 +96,17 @@ func TestMemoryOfReplicas(t *testing.T) {
 	}
 	settle(t, picture, now, &decided, apply)
 
+	// A server that comes to lead has looked at nothing yet.
+	began := time.Now()
+	warm, err := scheduler.Build(store.View().Scan(""), store.View().Revision())
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := time.Since(began)
+	began = time.Now()
+	scheduler.Decide(warm, now, scheduler.Options{})
+	first := time.Since(began)
+
 	all := heap()
 	if got := store.View(); got.Len() < 2*replicas {
 		t.Fatalf("%d keys", got.Len())
@@ -111,6 +122,7 @@ func TestMemoryOfReplicas(t *testing.T) {
 		return fmt.Sprintf("%d MiB, %d bytes a replica", bytes>>20, bytes/int64(replicas))
 	}
 	t.Logf("%d replicas on %d nodes, decided in %s", replicas, nodes, decided.Round(time.Millisecond))
+	t.Logf("a new leader's first decision: %s; its picture, were it not warm, %s", first.Round(time.Millisecond), built.Round(time.Millisecond))
 	t.Logf("nodes alone: %d KiB a node", (empty-before)/int64(nodes)>>10)
 	t.Logf("with the past: %s", per(all-empty))
 	t.Logf("compacted:     %s", per(compacted-empty))

@@ -25,7 +25,7 @@ const (
 	racks, zones     = 25, 3
 	// What a node offers, unless the replicas need more.
 	nodeCPU, nodeMemory, nodeDisk = 32_000, 64 << 30, 1 << 40
-	attachTimeout                 = 2 * time.Minute
+	attachTimeout                 = 5 * time.Minute
 	certificateTTL                = 24 * time.Hour
 )
 
@@ -94,6 +94,9 @@ func (f *fleet) start(ctx context.Context) error {
 		m := &member{name: nodeName(i), cluster: authority.ClusterID(), attached: make(chan struct{})}
 		f.agents[i] = m
 		group.Go(func() error {
+			if starting.Err() != nil {
+				return nil // another one has failed
+			}
 			chain, _, _, err := authority.Issue(csr, pki.Identity{Cluster: authority.ClusterID(), Role: pb.Role_ROLE_AGENT, Name: m.name}, nil, certificateTTL)
 			if err != nil {
 				return err
@@ -142,7 +145,7 @@ func (f *fleet) attach(starting, ctx context.Context, m *member, i int, own *pki
 	case <-m.attached:
 		return nil
 	case <-timeout.C:
-		return fmt.Errorf("agent %s was not welcomed within %s", m.name, attachTimeout)
+		return fmt.Errorf("agent %s was not welcomed within %s; this machine may be too small for so many agents, or for leases as short as this", m.name, attachTimeout)
 	case <-starting.Done():
 		return starting.Err()
 	}
