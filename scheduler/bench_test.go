@@ -101,6 +101,63 @@ func BenchmarkPlace(b *testing.B) {
 	}
 }
 
+// BenchmarkSpread is Decide alone with soft spread over racks. "racks" is beside
+// it without the spread, "constraints" with two constraints on a larger fleet, and
+// "hostname" spreads over a label whose value is another one on each node.
+func BenchmarkSpread(b *testing.B) {
+	over := func(labels ...string) *pb.Placement {
+		placement := &pb.Placement{}
+		for _, label := range labels {
+			placement.Spread = append(placement.Spread, &pb.Spread{Label: label})
+		}
+		return placement
+	}
+	constrained := func(labels ...string) *pb.Placement {
+		placement := over(labels...)
+		placement.Constraints = benchSpec("", 1, 0).Spec.Placement.Constraints
+		return placement
+	}
+	for _, c := range []struct {
+		name               string
+		nodes, total, each int
+		placement          *pb.Placement
+	}{
+		{"racks", 1_000, 600, 600, over("rack")},
+		{"without", 1_000, 600, 600, over()},
+		{"skew", 1_000, 600, 600, &pb.Placement{Spread: []*pb.Spread{{Label: "rack", MaxSkew: 1}}}},
+		{"constraints", 10_000, 100_000, 1000, constrained("rack")},
+		{"constraints-without", 10_000, 100_000, 1000, constrained()},
+		{"constraints-small", 1_000, 100_000, 1000, constrained("rack")},
+		{"constraints-each", 10_000, 100_000, 1, constrained("rack")},
+		{"two", 10_000, 100_000, 1000, constrained("zone", "rack")},
+		{"hostname", 10_000, 100_000, 1000, constrained("hostname")},
+	} {
+		b.Run(fmt.Sprintf("%s/nodes=%d/placements=%d/each=%d", c.name, c.nodes, c.total, c.each), func(b *testing.B) {
+			placed := 0
+			var busy time.Duration
+			for range b.N {
+				b.StopTimer()
+				p := fleet(b, c.nodes)
+				for i := range c.total / c.each {
+					id := fmt.Sprintf("w%06d", i)
+					w := benchSpec(id, int32(c.each), pb.PlacementPolicy_SPREAD)
+					w.Spec.Placement = c.placement
+					feed(b, p, p.Revision()+1, model.WorkloadKey(id), w)
+				}
+				b.StartTimer()
+				before := cpuTime(b)
+				placed += place(p)
+				busy += cpuTime(b) - before
+			}
+			if placed != b.N*c.total {
+				b.Fatalf("%d of %d placed", placed, b.N*c.total)
+			}
+			b.ReportMetric(float64(busy.Nanoseconds())/float64(placed), "cpu-ns/placement")
+			b.ReportMetric(float64(busy.Nanoseconds())/float64(b.N)/1e6, "cpu-ms/all")
+		})
+	}
+}
+
 // cpuTime is what the process has used, garbage collection included: on a
 // machine that has other work it says more than the clock.
 func cpuTime(b *testing.B) time.Duration {

@@ -28,6 +28,10 @@ type builder struct {
 
 	tally   tally
 	rollout rollout
+	// Nodes to which replicas are brought, once for each.
+	planned []*node
+	// Assignments of others that the step compares.
+	witnesses []*replica
 	// What the step has freed by preemption and not used.
 	leftovers []leftover
 	// Replicas that serve and are to be replaced, as far as the update strategy
@@ -64,6 +68,7 @@ func (b *builder) begin() {
 	b.d.p.stamp++
 	b.stamp = b.d.p.stamp
 	b.step = &Step{Workload: b.w.id, Txn: &pb.Txn{}}
+	b.witnesses = b.witnesses[:0]
 	if b.w.want != nil {
 		// Room for a step that places: a compare of the assignment and one of the
 		// node for each, and a put.
@@ -125,9 +130,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 		old = r.assignment
 		generation = max(generation, old.generation+1, r.observed.generation+1)
 	}
-	needs, ports := want.shape.needs, usedPorts(to.ports)
+	needs, ports, equipped := want.shape.needs, usedPorts(to.ports), to.equipment
 	if old.reserves && old.node == n {
-		needs = needs.beyond(old.needs)
+		needs, equipped = needs.beyond(old.needs), equipped.beyond(old.equipment)
 		own := usedPorts(old.ports)
 		ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(own, u) })
 	}
@@ -135,9 +140,12 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(to.credit.ports, u) })
 	b.makeRoom(number, &to)
 	b.d.reserve(n, needs, ports)
+	b.d.equip(n, equipped)
+	b.d.appear(b.w, n)
 	key := []byte(model.AssignmentKey(b.w.id, number))
 	b.compare(key, old.mod)
 	if old.node != n {
+		b.relyOnOthers(n)
 		b.run.placed(n)
 		if want.exclusive {
 			// That nothing else may be running was read from this record.
@@ -151,9 +159,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	b.relyOn(n)
 	b.putAssignment(key, number, generation, &assignment{
 		node: n, revision: want.revision, uid: want.uid, restart: want.restart, needs: want.shape.needs, ports: to.ports,
-		runtime: want.runtime, desired: pb.DesiredState_DESIRED_RUNNING, exclusive: want.exclusive, explanation: explanation,
+		runtime: want.runtime, desired: pb.DesiredState_DESIRED_RUNNING, exclusive: want.exclusive, explanation: explanation, equipment: to.equipment,
 	})
-	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, reserves: true}
+	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, equipment: equipped, reserves: true}
 	b.d.placements++
 	if r == nil || old.mod == 0 || b.renewed(r) {
 		b.tally.current++
@@ -168,6 +176,10 @@ func (b *builder) putAssignment(key []byte, number int32, generation int64, a *a
 	rec.Revision, rec.WorkloadUid, rec.Type, rec.RestartGeneration = a.revision, a.uid, a.runtime, a.restart
 	rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes = a.needs[cpu], a.needs[memory], a.needs[disk]
 	rec.Ports, rec.DesiredState, rec.Exclusive, rec.Explanation = a.ports, a.desired, a.exclusive, a.explanation
+	rec.Devices, rec.Storage = nil, nil
+	if e := a.equipment; e != nil {
+		rec.Devices, rec.Storage = e.devices, e.storage
+	}
 	rec.CreateTime, rec.Epoch = b.d.nowStamp, b.d.opt.Epoch
 	b.put(key, rec)
 }

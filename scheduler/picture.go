@@ -40,6 +40,16 @@ type Picture struct {
 	classes   map[string]*class
 	filters   map[string]*filter
 	shapes    map[string]*shape
+	layouts   map[string]*layout
+	terms     map[string]*term
+	// Terms by what workloads find them by, and workloads by label.
+	selectors map[string][]*term
+	labelled  map[string][]*workload
+	groups    map[string]*slotsBy
+	// Terms that the waiting have to be told of.
+	changedTerms []*term
+	// Classes with a taint that makes their nodes a last resort.
+	unloved int
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index
@@ -90,7 +100,9 @@ type Picture struct {
 func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
-		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{}, runs: map[string][]*workload{},
+		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{},
+		terms: map[string]*term{}, selectors: map[string][]*term{}, labelled: map[string][]*workload{}, groups: map[string]*slotsBy{},
+		strings: map[string]string{}, runs: map[string][]*workload{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals}, rolling: workloadSet{kind: setRolling},
 		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), uneven: true, newest: noPriority,
 	}

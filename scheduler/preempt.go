@@ -26,7 +26,8 @@ const (
 // remember from one decision to the next. Each time one replica of a priority
 // comes to be and none of that priority or a higher one goes, so this comes to an
 // end. What the victims leave beyond that can be used by the same step only, like
-// all that is freed: whoever else it would do for waits until it is there.
+// all that is freed: whoever else it would do for waits until it is there. Devices
+// and storage are nobody's to take: a replica that lacks these waits.
 
 // offer is a node on which room can be made.
 type offer struct {
@@ -170,7 +171,7 @@ func (b *builder) preempt(number int32, r *replica, avoid []string, on *node) (s
 		o, ok := b.offerOf(on, seed, nil)
 		return b.accept(o, ok)
 	}
-	if shape.hopelessStamp == b.d.stamp && w.want.priority <= shape.hopelessFor {
+	if b.run.indifferent() && shape.hopelessStamp == b.d.stamp && w.want.priority <= shape.hopelessFor {
 		return spot{}, false
 	}
 	for _, l := range b.leftovers {
@@ -195,7 +196,7 @@ func (b *builder) preempt(number int32, r *replica, avoid []string, on *node) (s
 			break
 		}
 	}
-	if best == nil {
+	if best == nil && b.run.indifferent() {
 		shape.hopelessStamp, shape.hopelessFor = b.d.stamp, w.want.priority
 	}
 	return b.accept(best, best != nil)
@@ -236,6 +237,9 @@ func (p *Picture) openNodes(f *filter, start uint64) func(yield func(*node) bool
 // offerOf says what it takes to make room on n; false: it can't be done; nil: what
 // is on its way out leaves room enough.
 func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
+	if b.run.refusal(n) != "" {
+		return nil, false
+	}
 	limit, l := b.w.want.priority-preemptionGap, b.leftover(n)
 	if l == nil {
 		most := n.mayFree(limit)
@@ -340,7 +344,11 @@ func (b *builder) bargain(n *node, l *leftover, victims []*replica, largestFirst
 	if !ok {
 		return nil
 	}
-	credit.node = n
+	equipment, lack := shape.filter.equip(n.gear, nil, nil)
+	if lack != "" {
+		return nil
+	}
+	credit.node, o.to.equipment = n, equipment
 	o.to.node, o.to.ports, o.to.credit = n, ports, credit
 	return o
 }

@@ -39,6 +39,7 @@ type assignment struct {
 	desired     pb.DesiredState
 	exclusive   bool
 	explanation string
+	equipment   *equipment
 	created     int64
 	// It was made to even the load.
 	rebalanced bool
@@ -74,9 +75,10 @@ type assumption struct {
 	node       *node
 	generation int64
 	// What it reserves beyond the assignment that is there.
-	needs    amounts
-	ports    []portUse
-	reserves bool
+	needs     amounts
+	ports     []portUse
+	equipment *equipment
+	reserves  bool
 	// The assignment that is there is deleted.
 	gone bool
 }
@@ -150,7 +152,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 			mod: mod, node: p.nodeNamed(rec.NodeId), generation: rec.Generation,
 			revision: p.intern(rec.Revision), uid: p.intern(rec.WorkloadUid), restart: rec.RestartGeneration,
 			needs: amounts{rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes}, ports: rec.Ports, runtime: rec.Type,
-			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation),
+			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation), equipment: equipmentOf(rec.Devices, rec.Storage),
 			created: unixNano(rec.CreateTime), rebalanced: wasRebalanced(rec),
 		}
 	}
@@ -260,6 +262,8 @@ func (p *Picture) reserve(r *replica, held bool) {
 	a.reserves = true
 	a.node.version++
 	a.node.take(a.needs, usedPorts(a.ports))
+	a.node.equip(a.equipment)
+	p.countPresence(r.w, a.node, presence{1, r.settled()}, true)
 	p.index.update(a.node)
 }
 
@@ -272,6 +276,8 @@ func (p *Picture) unreserve(r *replica) bool {
 	a.reserves = false
 	a.node.version++
 	a.node.give(a.needs, usedPorts(a.ports))
+	a.node.unequip(a.equipment)
+	p.countPresence(r.w, a.node, presence{-1, -r.settled()}, true)
 	p.madeRoom(a.node)
 	return true
 }
@@ -282,6 +288,8 @@ func (p *Picture) dropAssumed(r *replica) {
 	}
 	r.next.reserves = false
 	r.next.node.give(r.next.needs, r.next.ports)
+	r.next.node.unequip(r.next.equipment)
+	p.countPresence(r.w, r.next.node, presence{all: -1}, true)
 	p.madeRoom(r.next.node)
 	p.forgetNode(r.next.node)
 }

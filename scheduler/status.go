@@ -96,9 +96,9 @@ func (b *builder) reason(state pb.State) *pb.Reason {
 	case state == pb.State_UNKNOWN:
 		return &pb.Reason{Code: pb.ReasonCode_NODE_LOST, Message: "node " + t.lost + " is lost; exclusive work moves when it can't be running there any more", Retryable: true}
 	case state == pb.State_PENDING && t.preempted != nil:
-		return &pb.Reason{Code: pb.ReasonCode_PREEMPTED, Message: t.preempted.Message + "; waits for " + b.d.why(b.w.want.shape), Retryable: true}
+		return &pb.Reason{Code: pb.ReasonCode_PREEMPTED, Message: t.preempted.Message + "; waits for " + b.d.why(&b.run), Retryable: true}
 	case state == pb.State_PENDING || state == pb.State_UPDATING && t.stuck > 0:
-		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: b.d.why(b.w.want.shape), Retryable: true}
+		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: b.d.why(&b.run), Retryable: true}
 	case state == pb.State_RETRY_PENDING:
 		return t.retryReason
 	case state == pb.State_UPDATING && t.leaving != "":
@@ -107,11 +107,17 @@ func (b *builder) reason(state pb.State) *pb.Reason {
 	return nil
 }
 
-// why says why the shape fits nowhere. Workloads that wait for the same are
-// told the same, as long as nothing was placed in between.
-func (d *decider) why(s *shape) string {
+// why says why the replicas of a run fit nowhere. Workloads that wait for the
+// same are told the same, as long as nothing was placed in between; what keeps
+// a workload away on its own account is its own.
+func (d *decider) why(r *run) string {
+	r.prepare()
+	if !r.indifferent() {
+		return sentence(d.p.causes(r))
+	}
+	s := r.w.want.shape
 	if s.why == "" || s.whyStamp != d.stamp || s.whyPlacements != d.placements {
-		s.why, s.whyStamp, s.whyPlacements = sentence(d.p.causes(s)), d.stamp, d.placements
+		s.why, s.whyStamp, s.whyPlacements = sentence(d.p.causes(r)), d.stamp, d.placements
 	}
 	return s.why
 }

@@ -71,9 +71,14 @@ func (p *Picture) Assume(s Step) {
 		}
 		r := of.replica(e.number)
 		next := e.next
+		if r.assignment.reserves {
+			p.countPresence(of, r.assignment.node, presence{settled: -r.settled()}, true)
+		}
 		r.next = &next
 		if next.reserves {
+			p.countPresence(of, next.node, presence{all: 1}, true)
 			next.node.take(next.needs, next.ports)
+			next.node.equip(next.equipment)
 			p.index.update(next.node)
 		}
 	}
@@ -129,6 +134,9 @@ func (p *Picture) unassume(s Step) {
 		if r := of.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
 			p.dropAssumed(r)
 			r.next = nil
+			if r.assignment.reserves {
+				p.countPresence(of, r.assignment.node, presence{settled: 1}, true)
+			}
 			if r.assignment.reserves && r.over() {
 				p.unreserve(r)
 			}

@@ -48,6 +48,12 @@ type workload struct {
 	wake int64
 
 	places [sets]int32
+
+	// "k=v", sorted, and where it is in the picture's list for each.
+	labels     []string
+	labelledAt []int32
+	// Terms that speak of it, and those of its own that keep others away.
+	matches, repels []*term
 }
 
 type storedRevision struct {
@@ -77,6 +83,10 @@ type want struct {
 	changed  int64
 	policy   pb.PlacementPolicy
 	shape    *shape
+	layout   *layout
+	// Of this workload's replicas; 0: no bound.
+	maxPerNode int32
+	wishes     []wish
 	// Of a job that runs by a schedule, and of one of its runs.
 	schedule *schedule
 	run      *pb.Workload
@@ -133,13 +143,15 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	w := p.workloadNamed(id)
 	job, run, rank := w.job(), w.run(), w.standing()
 	p.countPriority(w, -1)
-	if w.want != nil {
-		p.dropShape(w.want.shape)
-		w.want = nil
-	}
-	w.mod, w.created, w.record = mod, created, value
+	old := w.want
+	w.mod, w.created, w.want, w.record = mod, created, nil, value
 	if rec != nil {
 		w.want = p.wantOf(rec)
+	}
+	p.relabel(w, labelPairs(rec.GetSpec().GetLabels()))
+	p.relate(w)
+	if old != nil {
+		p.dropWant(old)
 	}
 	p.countPriority(w, 1)
 	if w.standing() != rank {
@@ -232,7 +244,14 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 	if rec.Parent != "" {
 		out.run = rec
 	}
-	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
+	devices, storage, err := wishesForGear(s.GetResources())
+	if err != nil {
+		out.invalid = err.Error()
+	}
+	out.shape = p.shapeOf(p.filterOf(out.runtime, s.GetPlacement(), devices, storage), needs, ports)
+	out.layout = p.layoutOf(out.shape.filter, s.GetPlacement())
+	out.wishes = p.wishesOf(s.GetPlacement())
+	out.maxPerNode = s.GetPlacement().GetMaxPerNode()
 	return out
 }
 
@@ -277,8 +296,8 @@ func needsOf(s *pb.WorkloadSpec) (amounts, []*pb.Port, error) {
 	return needs, ports, nil
 }
 
-func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, needs amounts, ports []*pb.Port) *shape {
-	f := p.filterOf(runtime, placement)
+// shapeOf finds or makes the shape with a filter, whose use it takes over.
+func (p *Picture) shapeOf(f *filter, needs amounts, ports []*pb.Port) *shape {
 	key := []byte(f.key)
 	for _, n := range needs {
 		key = strconv.AppendInt(append(key, 0), n, 10)
@@ -297,6 +316,15 @@ func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, need
 	s := &shape{key: string(key), uses: 1, filter: f, needs: needs, ports: ports}
 	p.shapes[s.key] = s
 	return s
+}
+
+// dropWant gives back what a want shares with others.
+func (p *Picture) dropWant(w *want) {
+	for _, h := range w.wishes {
+		p.dropTerm(h.term)
+	}
+	p.dropLayout(w.layout)
+	p.dropShape(w.shape)
 }
 
 func (p *Picture) dropShape(s *shape) {

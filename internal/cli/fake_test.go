@@ -307,6 +307,16 @@ func (f *fakeCluster) LabelNode(ctx context.Context, r *pb.LabelNodeRequest) (*p
 	return n, nil
 }
 
+func (f *fakeCluster) TaintNode(ctx context.Context, r *pb.TaintNodeRequest) (*pb.Node, error) {
+	n, err := f.GetNode(ctx, &pb.NodeRequest{Id: r.Id})
+	if err != nil {
+		return nil, err
+	}
+	n = proto.CloneOf(n)
+	n.UserTaints = r.Set
+	return n, nil
+}
+
 func (f *fakeCluster) GetClusterSummary(context.Context, *pb.ClusterSummaryRequest) (*pb.ClusterSummary, error) {
 	return &pb.ClusterSummary{
 		Cluster: &pb.ClusterInfo{Id: "c1"}, Leader: "s1", Epoch: 3, Voters: 3, FailureTolerance: 1, Nodes: 2, NodesReady: 2,

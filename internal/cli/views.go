@@ -77,11 +77,11 @@ func workloadPorts(w *pb.Workload) string {
 }
 
 func nodeTable(nodes []*pb.Node, now time.Time) table {
-	t := table{head: []string{"ID", "STATE", "CPU", "MEMORY", "WORKLOADS", "RUNTIMES", "AGE", "+DISK", "+ADDRESS", "+VERSION", "+HEARTBEAT", "+PLATFORM", "+LABELS", "+REASON"}}
+	t := table{head: []string{"ID", "STATE", "CPU", "MEMORY", "WORKLOADS", "RUNTIMES", "AGE", "+DISK", "+ADDRESS", "+VERSION", "+HEARTBEAT", "+PLATFORM", "+POOL", "+LABELS", "+TAINTS", "+REASON"}}
 	for _, n := range nodes {
 		t.add(n.Id, nodeState(n), cpuShare(n.Reserved, n.Capacity), memoryShare(n.Reserved, n.Capacity), fmt.Sprint(n.Assignments),
 			runtimeText(n.Runtimes), age(n.CreateTime, now), diskShare(n.Reserved, n.Capacity), n.Address, n.Version, age(n.LastHeartbeat, now),
-			strings.Trim(n.Os+"/"+n.Arch, "/"), labelText(nodeLabels(n)), reason(n.Reason))
+			strings.Trim(n.Os+"/"+n.Arch, "/"), model.PoolOf(n), labelText(nodeLabels(n)), taintsText(n), reason(n.Reason))
 	}
 	return t
 }

@@ -74,7 +74,8 @@ func sampleNodes() []*pb.Node {
 		{
 			Id: "n1", State: pb.NodeState_READY, Address: "127.0.0.21", Version: "v1", Os: "linux", Arch: "amd64", Kernel: "6.1", CreateTime: before(72 * time.Hour), LastHeartbeat: before(2 * time.Second),
 			Capacity: &pb.NodeCapacity{CpuMillis: 2000, MemoryBytes: 24 << 30, DiskBytes: 1 << 40}, Reserved: &pb.NodeCapacity{CpuMillis: 1500, MemoryBytes: 1536 << 20}, Assignments: 3,
-			Labels: map[string]string{"zone": "eu", "disk": "hdd"}, UserLabels: map[string]string{"disk": "ssd"}, Unschedulable: true,
+			Labels: map[string]string{"zone": "eu", "disk": "hdd"}, UserLabels: map[string]string{"disk": "ssd"}, Unschedulable: true, Pool: "gpu",
+			Taints: []*pb.Taint{{Key: "dedicated", Value: "gpu"}}, UserTaints: []*pb.Taint{{Key: "old", Effect: pb.TaintEffect_NO_EXECUTE}},
 			Runtimes: []*pb.RuntimeInfo{{Type: pb.WorkloadType_CONTAINER, Name: "docker", Version: "20.10", Healthy: true}, {Type: pb.WorkloadType_PROCESS, Name: "process", Healthy: false, Message: "no cgroups"}},
 			Usage:    &pb.NodeUsage{CpuPercent: 12.3, MemoryBytes: 900 << 20, DiskBytes: 10 << 30, CollectedAt: before(2 * time.Second)},
 		},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -107,7 +108,7 @@ func explainNode(n *pb.Node, now time.Time) []string {
 			lines = append(lines, strings.TrimSuffix(fmt.Sprintf("it gets no work of type %s: %s is not healthy: %s", typeName(r.Type), r.Name, r.Message), ": "))
 		}
 	}
-	for _, t := range append(n.Taints[:len(n.Taints):len(n.Taints)], n.UserTaints...) {
+	for _, t := range model.TaintsOf(n) {
 		lines = append(lines, fmt.Sprintf("it is tainted: %s: %s, unless the work tolerates that", strings.TrimSuffix(t.Key+"="+t.Value, "="), taintText(t.Effect)))
 	}
 	if n.Pool != "" && n.Pool != "default" {

@@ -361,7 +361,7 @@ func TestLifecycle(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	w := newWorld(t)
-	w.put(NodeKey("n1"), &pb.Node{Id: "n1", State: pb.NodeState_READY, Labels: map[string]string{"zone": "eu"}})
+	w.put(NodeKey("n1"), &pb.Node{Id: "n1", State: pb.NodeState_READY, Labels: map[string]string{"zone": "eu"}, Taints: []*pb.Taint{{Key: "own"}}})
 	w.put(NodeLeaseKey("n1"), &pb.NodeLease{LeaseId: 1})
 	id := &pb.NodeRequest{Id: "n1"}
 	do := func(txn *pb.Txn, n *pb.Node, err error) *pb.Node {
@@ -418,6 +418,36 @@ func TestNodes(t *testing.T) {
 		{&pb.LabelNodeRequest{Id: "n2", Remove: []string{"a"}}, codes.NotFound, `there is no node "n2"`},
 	} {
 		_, _, err := LabelNode(w.view(), tt.req, w.meta())
+		wantCode(t, err, tt.code, tt.text)
+	}
+	taint := func(text string) *pb.Taint {
+		parsed, err := ParseTaint(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsed
+	}
+	do(TaintNode(w.view(), &pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("gpu=yes:NoSchedule"), taint("old:no_execute")}}, w.meta()))
+	nothing(TaintNode(w.view(), &pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("old:NoExecute")}, Remove: []string{"unknown"}}, w.meta()))
+	n := do(TaintNode(w.view(), &pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("gpu=no:NoSchedule"), taint("gpu:PreferNoSchedule")}, Remove: []string{"old"}}, w.meta()))
+	if got := fmt.Sprint(FormatTaint(n.UserTaints[0]), " ", FormatTaint(n.UserTaints[1]), " ", len(n.UserTaints)); got != "gpu=no:NoSchedule gpu:PreferNoSchedule 2" {
+		t.Errorf("taints: %s", got)
+	}
+	for _, tt := range []struct {
+		req  *pb.TaintNodeRequest
+		code codes.Code
+		text string
+	}{
+		{&pb.TaintNodeRequest{Id: "n1"}, codes.InvalidArgument, "set: missing"},
+		{&pb.TaintNodeRequest{Id: "n1", Remove: []string{"own"}}, codes.FailedPrecondition, `taint "own" of node "n1" is in its agent's configuration`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{{Key: "a b"}}}, codes.InvalidArgument, `set[0].key: "a b" is not allowed`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{{Key: "a", Value: "b c"}}}, codes.InvalidArgument, `set[0].value: value "b c" is not allowed`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{{Key: "a", Effect: 9}}}, codes.InvalidArgument, "set[0].effect: value 9 is unknown to this version; allowed: no_schedule, prefer_no_schedule, no_execute"},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("a:NoSchedule"), taint("a=b:NoSchedule")}}, codes.InvalidArgument, `set[1]: "a=b:NoSchedule" is listed twice`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("a:NoSchedule")}, Remove: []string{"a"}}, codes.InvalidArgument, `remove[0]: "a" is to be set too`},
+		{&pb.TaintNodeRequest{Id: "n2", Remove: []string{"a"}}, codes.NotFound, `there is no node "n2"`},
+	} {
+		_, _, err := TaintNode(w.view(), tt.req, w.meta())
 		wantCode(t, err, tt.code, tt.text)
 	}
 	_, _, err := RemoveNode(w.view(), id, w.meta())

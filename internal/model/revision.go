@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -21,6 +22,7 @@ const (
 	DefaultPriority     = 50
 	defaultGraceSeconds = 10
 	defaultMaxParallel  = 1
+	defaultWeight       = 50
 	// Local restarts of a job's replica: a job that can't succeed ends as failed.
 	defaultJobAttempts = 3
 )
@@ -45,6 +47,17 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	}
 	if s.Restart.Condition == pb.RestartPolicy_DEFAULT {
 		s.Restart.Condition = restartDefault(s.Kind)
+	}
+	for _, d := range s.Resources.GetDevices() {
+		d.Count = cmp.Or(d.Count, 1)
+	}
+	for _, a := range s.Placement.GetAffinities() {
+		if a.Weight == nil {
+			a.Weight = proto.Int32(defaultWeight)
+		}
+	}
+	for _, sp := range s.Placement.GetSpread() {
+		sp.Weight = cmp.Or(sp.Weight, defaultWeight)
 	}
 	if n := attemptsDefault(s); n != 0 && s.Restart.MaxAttempts == 0 {
 		s.Restart.MaxAttempts = n
@@ -119,6 +132,16 @@ func reduce(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 		}
 		if n, err := ParseBytes(r.Disk); err == nil {
 			r.Disk = FormatBytes(n)
+		}
+		for _, d := range r.Devices {
+			if d.Count == 1 {
+				d.Count = 0
+			}
+		}
+		for _, st := range r.Storage {
+			if n, err := ParseBytes(st.Size); err == nil {
+				st.Size = FormatBytes(n)
+			}
 		}
 	}
 	if n := attemptsDefault(s); n != 0 && s.Restart.GetMaxAttempts() == n {
