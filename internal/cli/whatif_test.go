@@ -104,7 +104,7 @@ func TestPlanOffline(t *testing.T) {
 		}
 		b.WriteString("\n")
 	}
-	// Protobuf writes some spaces of its errors in one of two ways, by chance.
+	// Protobuf writes its errors with one kind of space or another, from build to build.
 	golden(t, "whatif.txt", strings.NewReplacer(dir, "DIR", "\u00a0", " ").Replace(b.String()))
 }
 
