@@ -26,6 +26,12 @@ type Config struct {
 	Version string
 	// Labels of the node; may be empty.
 	Labels map[string]string
+	// Pool and Taints of the node; may be empty.
+	Pool   string
+	Taints []*pb.Taint
+	// Devices and StoragePools that work may be given; may be empty.
+	Devices      []*pb.Device
+	StoragePools []*pb.StoragePool
 	// Address by which users reach ports of work here; may be empty.
 	Address string
 	// Capacity replaces what is detected where a field is not 0. May be nil.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
@@ -44,10 +45,27 @@ func Environment(w Work, node string, listen func(*pb.Port) int32) []string {
 		env["PERSYS_PORT_"+strconv.Itoa(i)] = strconv.Itoa(int(listen(p)))
 		env["PERSYS_HOST_PORT_"+strconv.Itoa(i)] = strconv.Itoa(int(p.GetHostPort()))
 	}
+	for _, d := range a.GetDevices() {
+		env["PERSYS_DEVICES_"+envSuffix(d.GetName())] = strings.Join(d.GetIds(), ",")
+	}
+	for _, s := range a.GetStorage() {
+		env["PERSYS_STORAGE_"+envSuffix(s.GetPool())] = s.GetPath()
+	}
 	pairs := make([]string, 0, len(env))
 	for name, value := range env {
 		pairs = append(pairs, name+"="+value)
 	}
 	slices.Sort(pairs)
 	return pairs
+}
+
+// envSuffix is a name as the end of a variable's: upper case, with _ for what is
+// neither letter nor digit.
+func envSuffix(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '_'
+	}, strings.ToUpper(name))
 }

@@ -115,7 +115,9 @@ func TestEnvironment(t *testing.T) {
 	w := Work{Item: &pb.DesiredItem{
 		Assignment: &pb.Assignment{
 			WorkloadId: "web", Replica: 3, Generation: 12, Epoch: 5,
-			Ports: []*pb.Port{{HostPort: 31000, ContainerPort: 80}, {HostPort: 31001, ContainerPort: 443}},
+			Ports:   []*pb.Port{{HostPort: 31000, ContainerPort: 80}, {HostPort: 31001, ContainerPort: 443}},
+			Devices: []*pb.AssignedDevice{{Name: "nvidia/a100", Ids: []string{"GPU-1", "GPU-3"}}},
+			Storage: []*pb.AssignedStorage{{Pool: "fast-1", Bytes: 5, Path: "/srv/fast"}},
 		},
 		Spec: &pb.WorkloadSpec{
 			Env:  map[string]string{"A": "workload", "B": "workload", "PERSYS_NODE": "forged"},
@@ -123,8 +125,8 @@ func TestEnvironment(t *testing.T) {
 		},
 	}}
 	want := []string{
-		"A=workload", "B=container", "PERSYS_EPOCH=5.12", "PERSYS_HOST_PORT_0=31000", "PERSYS_HOST_PORT_1=31001", "PERSYS_NODE=n1",
-		"PERSYS_PORT_0=80", "PERSYS_PORT_1=443", "PERSYS_REPLICA=3", "PERSYS_WORKLOAD=web", "PORT=80",
+		"A=workload", "B=container", "PERSYS_DEVICES_NVIDIA_A100=GPU-1,GPU-3", "PERSYS_EPOCH=5.12", "PERSYS_HOST_PORT_0=31000", "PERSYS_HOST_PORT_1=31001", "PERSYS_NODE=n1",
+		"PERSYS_PORT_0=80", "PERSYS_PORT_1=443", "PERSYS_REPLICA=3", "PERSYS_STORAGE_FAST_1=/srv/fast", "PERSYS_WORKLOAD=web", "PORT=80",
 	}
 	if got := Environment(w, "n1", (*pb.Port).GetContainerPort); !slices.Equal(got, want) {
 		t.Errorf("inside a container: %q, want %q", got, want)

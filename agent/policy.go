@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -15,6 +16,19 @@ type Policy struct {
 	// paths may be mounted into work.
 	BindRoots  []string
 	Privileged bool
+	// Devices are those of the node's configuration: their files, and no others,
+	// may be given to work.
+	Devices []*pb.Device
+}
+
+// DevicePath checks the path of a device file that work was given.
+func (p Policy) DevicePath(name, path string) error {
+	for _, d := range p.Devices {
+		if d.GetName() == name && slices.Contains(d.GetPaths(), path) {
+			return nil
+		}
+	}
+	return Refuse(pb.ReasonCode_INVALID_SPEC, "device %s: %q is not in this node's configuration", name, path)
 }
 
 // HostPath resolves a path of the node that work wants mounted: every symbolic

@@ -102,7 +102,7 @@ type reconciler struct {
 }
 
 func newReconciler(a *Agent, s *saver) *reconciler {
-	policy := Policy{BindRoots: a.cfg.AllowedBindRoots, Privileged: a.cfg.AllowPrivileged}
+	policy := Policy{BindRoots: a.cfg.AllowedBindRoots, Privileged: a.cfg.AllowPrivileged, Devices: a.cfg.Devices}
 	r := &reconciler{
 		cfg: a.cfg, log: a.log, outbox: a.outbox, lease: a.lease, guard: a.guard, metrics: a.metrics, saver: s,
 		executor: newExecutor(a, policy), watchers: map[pb.WorkloadType]*watcher{},

@@ -136,6 +136,7 @@ func (s *sessions) attach(ctx context.Context, address string) (welcomed bool, e
 	hello := &pb.AgentHello{
 		NodeId: s.cfg.NodeID, Incarnation: s.cfg.Incarnation, Version: s.cfg.Version, Labels: s.cfg.Labels,
 		Capacity: s.capacity, Runtimes: runtimes, Address: s.cfg.Address, Os: runtime.GOOS, Arch: runtime.GOARCH, Kernel: kernel(),
+		Pool: s.cfg.Pool, Taints: s.cfg.Taints, Devices: s.cfg.Devices, StoragePools: s.cfg.StoragePools,
 	}
 	if err := stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: hello}}); err != nil {
 		return false, fmt.Errorf("hello: %w", cause(ctx, err, stream))

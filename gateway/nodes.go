@@ -89,6 +89,10 @@ func (g *Gateway) LabelNode(ctx context.Context, req *pb.LabelNodeRequest) (*pb.
 	return editNode(ctx, g, req, model.LabelNode)
 }
 
+func (g *Gateway) TaintNode(ctx context.Context, req *pb.TaintNodeRequest) (*pb.Node, error) {
+	return editNode(ctx, g, req, model.TaintNode)
+}
+
 func (g *Gateway) RemoveNode(ctx context.Context, req *pb.NodeRequest) (*pb.RemoveNodeResponse, error) {
 	_, err := g.change(ctx, meta(ctx), func(v *fsm.View, m model.Meta) (*pb.Txn, error) {
 		txn, _, err := model.RemoveNode(v, req, m)

@@ -411,6 +411,14 @@ func TestNodesAndSummary(t *testing.T) {
 	if n["user_labels"].(map[string]any)["zone"] != "eu" {
 		t.Errorf("labels: %v", n)
 	}
+	_, n = w.want(200, "POST", "/v1/nodes/n1/taints", "set: [{key: dedicated, value: gpu, effect: NO_EXECUTE}]")
+	if n["user_taints"].([]any)[0].(map[string]any)["effect"] != "NO_EXECUTE" {
+		t.Errorf("taints: %v", n)
+	}
+	_, n = w.want(200, "POST", "/v1/nodes/n1/taints", "remove: [dedicated]")
+	if n["user_taints"] != nil && len(n["user_taints"].([]any)) != 0 {
+		t.Errorf("taints: %v", n)
+	}
 	_, s := w.want(200, "GET", "/v1/cluster", "")
 	if s["nodes"] != 2.0 || s["nodes_ready"] != 1.0 || s["voters"] != 3.0 || s["capacity"].(map[string]any)["cpu_millis"] != "4000" ||
 		s["reserved"].(map[string]any)["memory_bytes"] != "10" || s["workloads_by_state"].(map[string]any)["PENDING"] != 1.0 || s["cluster"].(map[string]any)["name"] != "test" {

@@ -88,6 +88,11 @@ func (g *Gateway) RestartWorkload(ctx context.Context, req *pb.WorkloadRequest) 
 	return editWorkload(ctx, g, req, model.RestartWorkload)
 }
 
+// RunWorkload answers with the run.
+func (g *Gateway) RunWorkload(ctx context.Context, req *pb.WorkloadRequest) (*pb.Workload, error) {
+	return editWorkload(ctx, g, req, model.RunWorkload)
+}
+
 func (g *Gateway) RollbackWorkload(ctx context.Context, req *pb.RollbackWorkloadRequest) (*pb.Workload, error) {
 	return editWorkload(ctx, g, req, model.RollbackWorkload)
 }

@@ -101,6 +101,63 @@ func BenchmarkPlace(b *testing.B) {
 	}
 }
 
+// BenchmarkSpread is Decide alone with soft spread over racks. "racks" is beside
+// it without the spread, "constraints" with two constraints on a larger fleet, and
+// "hostname" spreads over a label whose value is another one on each node.
+func BenchmarkSpread(b *testing.B) {
+	over := func(labels ...string) *pb.Placement {
+		placement := &pb.Placement{}
+		for _, label := range labels {
+			placement.Spread = append(placement.Spread, &pb.Spread{Label: label})
+		}
+		return placement
+	}
+	constrained := func(labels ...string) *pb.Placement {
+		placement := over(labels...)
+		placement.Constraints = benchSpec("", 1, 0).Spec.Placement.Constraints
+		return placement
+	}
+	for _, c := range []struct {
+		name               string
+		nodes, total, each int
+		placement          *pb.Placement
+	}{
+		{"racks", 1_000, 600, 600, over("rack")},
+		{"without", 1_000, 600, 600, over()},
+		{"skew", 1_000, 600, 600, &pb.Placement{Spread: []*pb.Spread{{Label: "rack", MaxSkew: 1}}}},
+		{"constraints", 10_000, 100_000, 1000, constrained("rack")},
+		{"constraints-without", 10_000, 100_000, 1000, constrained()},
+		{"constraints-small", 1_000, 100_000, 1000, constrained("rack")},
+		{"constraints-each", 10_000, 100_000, 1, constrained("rack")},
+		{"two", 10_000, 100_000, 1000, constrained("zone", "rack")},
+		{"hostname", 10_000, 100_000, 1000, constrained("hostname")},
+	} {
+		b.Run(fmt.Sprintf("%s/nodes=%d/placements=%d/each=%d", c.name, c.nodes, c.total, c.each), func(b *testing.B) {
+			placed := 0
+			var busy time.Duration
+			for range b.N {
+				b.StopTimer()
+				p := fleet(b, c.nodes)
+				for i := range c.total / c.each {
+					id := fmt.Sprintf("w%06d", i)
+					w := benchSpec(id, int32(c.each), pb.PlacementPolicy_SPREAD)
+					w.Spec.Placement = c.placement
+					feed(b, p, p.Revision()+1, model.WorkloadKey(id), w)
+				}
+				b.StartTimer()
+				before := cpuTime(b)
+				placed += place(p)
+				busy += cpuTime(b) - before
+			}
+			if placed != b.N*c.total {
+				b.Fatalf("%d of %d placed", placed, b.N*c.total)
+			}
+			b.ReportMetric(float64(busy.Nanoseconds())/float64(placed), "cpu-ns/placement")
+			b.ReportMetric(float64(busy.Nanoseconds())/float64(b.N)/1e6, "cpu-ms/all")
+		})
+	}
+}
+
 // cpuTime is what the process has used, garbage collection included: on a
 // machine that has other work it says more than the clock.
 func cpuTime(b *testing.B) time.Duration {
@@ -120,6 +177,62 @@ func BenchmarkNothing(b *testing.B) {
 	for b.Loop() {
 		if plan := Decide(p, epoch.Add(time.Second), Options{}); len(plan.Steps) != 0 {
 			b.Fatal("something to do")
+		}
+	}
+}
+
+// BenchmarkPreempt is Decide alone, with Assume, where all nodes are full of work of
+// a low priority: 1,000 replicas that have to be made room for, or for which none can
+// be made.
+func BenchmarkPreempt(b *testing.B) {
+	for _, nodes := range []int{100, 1_000, 10_000} {
+		for _, hopeless := range []bool{false, true} {
+			b.Run(fmt.Sprintf("nodes=%d/hopeless=%v", nodes, hopeless), func(b *testing.B) {
+				p := fleet(b, nodes)
+				fill(b, p, nodes)
+				var busy time.Duration
+				for i := range b.N {
+					id := fmt.Sprintf("high%d", i)
+					want := benchSpec(id, 1000, pb.PlacementPolicy_SPREAD)
+					want.Spec.Priority, want.Spec.Resources.Cpu = proto.Int32(60), "8"
+					if hopeless {
+						want.Spec.Resources.Cpu = "100"
+					}
+					feed(b, p, p.Revision()+1, model.WorkloadKey(id), want)
+					before := cpuTime(b)
+					plan := Decide(p, epoch, Options{})
+					busy += cpuTime(b) - before
+					effects := 0
+					for _, s := range plan.Steps {
+						effects += len(s.effects)
+					}
+					if (effects > 0) == hopeless {
+						b.Fatalf("%d replicas are touched", effects)
+					}
+					want.Spec.DesiredState = pb.DesiredState_DESIRED_STOPPED
+					feed(b, p, p.Revision()+1, model.WorkloadKey(id), want)
+				}
+				b.ReportMetric(float64(busy.Nanoseconds())/float64(b.N)/1e6, "cpu-ms/decision")
+			})
+		}
+	}
+}
+
+// fill assigns 32 replicas of a low priority to each node, which have all of it.
+func fill(b *testing.B, p *Picture, nodes int) {
+	low := benchSpec("low", int32(nodes*32), pb.PlacementPolicy_SPREAD)
+	low.Spec.Priority, low.Spec.Placement.Constraints = proto.Int32(10), nil
+	feed(b, p, p.Revision()+1, model.WorkloadKey("low"), low)
+	for n := range nodes {
+		for i := range 32 {
+			number := int32(n*32 + i)
+			feed(b, p, p.Revision()+1, model.AssignmentKey("low", number), &pb.Assignment{
+				WorkloadId: "low", Replica: number, NodeId: fmt.Sprintf("node-%05d", n), Generation: 1, Revision: "v1", WorkloadUid: "low",
+				Type: pb.WorkloadType_CONTAINER, CpuMillis: 1000 << (n % 2), MemoryBytes: 1 << 30,
+			})
+			feed(b, p, p.Revision()+1, model.ReplicaKey("low", number), &pb.Replica{
+				WorkloadId: "low", Replica: number, NodeId: fmt.Sprintf("node-%05d", n), Generation: 1, State: pb.State_RUNNING,
+			})
 		}
 	}
 }

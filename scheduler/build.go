@@ -1,9 +1,11 @@
 package scheduler
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -26,18 +28,28 @@ type builder struct {
 
 	tally   tally
 	rollout rollout
+	// Nodes to which replicas are brought, once for each.
+	planned []*node
+	// Assignments of others that the step compares.
+	witnesses []*replica
+	// What the step has freed by preemption and not used.
+	leftovers []leftover
 	// Replicas that serve and are to be replaced, as far as the update strategy
 	// allows.
 	candidates []candidate
 	// The plan is as large as it may be; the rest comes with the next one.
 	truncated bool
-	waiting   bool
-	wake      int64
+	// It is to be looked at again when the steps of this plan are known.
+	again   bool
+	waiting bool
+	wake    int64
 }
 
 // note is what an event says of one or more replicas.
 type note struct {
-	kind   pb.EventType
+	kind pb.EventType
+	// Another workload than the step's.
+	of     string
 	verb   string
 	why    string
 	number int32
@@ -56,6 +68,7 @@ func (b *builder) begin() {
 	b.d.p.stamp++
 	b.stamp = b.d.p.stamp
 	b.step = &Step{Workload: b.w.id, Txn: &pb.Txn{}}
+	b.witnesses = b.witnesses[:0]
 	if b.w.want != nil {
 		// Room for a step that places: a compare of the assignment and one of the
 		// node for each, and a put.
@@ -88,9 +101,12 @@ func (b *builder) relyOn(n *node) {
 }
 
 // effect is the entry of the step for a replica.
-func (b *builder) effect(number int32) *effect {
-	if n := len(b.step.effects); n == 0 || b.step.effects[n-1].number != number {
-		b.step.effects = append(b.step.effects, effect{number: number})
+func (b *builder) effect(number int32) *effect { return b.effectOn("", number) }
+
+// effectOn is the entry of the step for a replica of another workload.
+func (b *builder) effectOn(workload string, number int32) *effect {
+	if n := len(b.step.effects); n == 0 || b.step.effects[n-1].number != number || b.step.effects[n-1].workload != workload {
+		b.step.effects = append(b.step.effects, effect{workload: workload, number: number})
 	}
 	return &b.step.effects[len(b.step.effects)-1]
 }
@@ -114,16 +130,22 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 		old = r.assignment
 		generation = max(generation, old.generation+1, r.observed.generation+1)
 	}
-	needs, ports := want.shape.needs, usedPorts(to.ports)
+	needs, ports, equipped := want.shape.needs, usedPorts(to.ports), to.equipment
 	if old.reserves && old.node == n {
-		needs = needs.beyond(old.needs)
+		needs, equipped = needs.beyond(old.needs), equipped.beyond(old.equipment)
 		own := usedPorts(old.ports)
 		ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(own, u) })
 	}
+	needs = needs.beyond(to.credit.free)
+	ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(to.credit.ports, u) })
+	b.makeRoom(number, &to)
 	b.d.reserve(n, needs, ports)
+	b.d.equip(n, equipped)
+	b.d.appear(b.w, n)
 	key := []byte(model.AssignmentKey(b.w.id, number))
 	b.compare(key, old.mod)
 	if old.node != n {
+		b.relyOnOthers(n)
 		b.run.placed(n)
 		if want.exclusive {
 			// That nothing else may be running was read from this record.
@@ -137,9 +159,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	b.relyOn(n)
 	b.putAssignment(key, number, generation, &assignment{
 		node: n, revision: want.revision, uid: want.uid, restart: want.restart, needs: want.shape.needs, ports: to.ports,
-		runtime: want.runtime, desired: pb.DesiredState_DESIRED_RUNNING, exclusive: want.exclusive, explanation: explanation,
+		runtime: want.runtime, desired: pb.DesiredState_DESIRED_RUNNING, exclusive: want.exclusive, explanation: explanation, equipment: to.equipment,
 	})
-	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, reserves: true}
+	b.effect(number).next = assumption{node: n, generation: generation, needs: needs, ports: ports, equipment: equipped, reserves: true}
 	b.d.placements++
 	if r == nil || old.mod == 0 || b.renewed(r) {
 		b.tally.current++
@@ -154,6 +176,10 @@ func (b *builder) putAssignment(key []byte, number int32, generation int64, a *a
 	rec.Revision, rec.WorkloadUid, rec.Type, rec.RestartGeneration = a.revision, a.uid, a.runtime, a.restart
 	rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes = a.needs[cpu], a.needs[memory], a.needs[disk]
 	rec.Ports, rec.DesiredState, rec.Exclusive, rec.Explanation = a.ports, a.desired, a.exclusive, a.explanation
+	rec.Devices, rec.Storage = nil, nil
+	if e := a.equipment; e != nil {
+		rec.Devices, rec.Storage = e.devices, e.storage
+	}
 	rec.CreateTime, rec.Epoch = b.d.nowStamp, b.d.opt.Epoch
 	b.put(key, rec)
 }
@@ -176,27 +202,31 @@ func (b *builder) restate(r *replica, desired pb.DesiredState) {
 func (b *builder) release(r *replica) {
 	b.begin()
 	a := &r.assignment
-	key := model.AssignmentKey(b.w.id, r.number)
+	key := model.AssignmentKey(r.w.id, r.number)
 	b.compare([]byte(key), a.mod)
 	b.do(model.Delete(key))
 	if b.exclusive(r) {
-		record := []byte(model.ReplicaKey(b.w.id, r.number))
+		record := []byte(model.ReplicaKey(r.w.id, r.number))
 		b.compare(record, r.observed.mod)
 		if r.observed.mod == 0 || r.observed.generation != a.generation || r.observed.node != a.node {
 			b.put(record, &pb.Replica{
-				WorkloadId: b.w.id, Replica: r.number, NodeId: a.node.id, Generation: a.generation, Revision: a.revision,
+				WorkloadId: r.w.id, Replica: r.number, NodeId: a.node.id, Generation: a.generation, Revision: a.revision,
 				State: pb.State_DELETING, LastTransition: b.d.nowStamp,
 			})
 		}
 	}
-	e := b.effect(r.number)
+	other := ""
+	if r.w != b.w {
+		other = r.w.id
+	}
+	e := b.effectOn(other, r.number)
 	e.next.generation, e.next.gone = a.generation, true
 }
 
 // exclusive reports whether no second instance of r may be started before the
 // first is known to be gone.
 func (b *builder) exclusive(r *replica) bool {
-	return r.assignment.exclusive || b.w.want != nil && b.w.want.exclusive
+	return r.assignment.exclusive || r.w.want != nil && r.w.want.exclusive
 }
 
 // dropObserved deletes the record of an instance that nobody will report on.
@@ -263,7 +293,7 @@ func (b *builder) done() {
 func (b *builder) say(n note) {
 	b.begin()
 	for i := range b.notes {
-		if m := &b.notes[i]; m.kind == n.kind && m.verb == n.verb && m.why == n.why && n.text == "" {
+		if m := &b.notes[i]; m.kind == n.kind && m.of == n.of && m.verb == n.verb && m.why == n.why && n.text == "" {
 			m.count++
 			return
 		}
@@ -281,6 +311,8 @@ const (
 	verbRemoved  = "removed"
 	verbStopped  = "told to stop"
 	verbFailed   = "failed"
+
+	verbPreempted = "preempted"
 )
 
 func (n *note) message() string {
@@ -315,13 +347,13 @@ func (b *builder) flush() {
 	}
 	// No two steps on one revision begin with the same replica.
 	first := int32(-1)
-	if len(b.step.effects) > 0 {
-		first = b.step.effects[0].number
+	if i := slices.IndexFunc(b.step.effects, func(e effect) bool { return e.workload == "" }); i >= 0 {
+		first = b.step.effects[i].number
 	}
 	var summary strings.Builder
 	for i := range b.notes {
 		n := &b.notes[i]
-		e := &pb.Event{Type: n.kind, WorkloadId: b.w.id, Message: n.message(), Reason: n.reason}
+		e := &pb.Event{Type: n.kind, WorkloadId: cmp.Or(n.of, b.w.id), Message: n.message(), Reason: n.reason}
 		if n.count == 1 {
 			e.NodeId = n.node
 			if n.number >= 0 {
@@ -344,13 +376,21 @@ func (b *builder) flush() {
 	}
 	b.d.plan.Steps = append(b.d.plan.Steps, *b.step)
 	b.step = nil
-	b.notes = b.notes[:0]
+	b.notes, b.leftovers = b.notes[:0], nil
 }
 
 func (b *builder) at(t int64) {
 	if b.wake == 0 || t < b.wake {
 		b.wake = t
 	}
+}
+
+// stampAt is nil for no time.
+func stampAt(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
 }
 
 func stampOf(nanos int64) *timestamppb.Timestamp {

@@ -47,6 +47,7 @@ func (o Options) withDefaults() Options {
 func Decide(p *Picture, now time.Time, opt Options) *Plan {
 	p.wakeDue(now.UnixNano())
 	p.wakeForRoom()
+	p.wakeForAffinity()
 	plan := &Plan{Revision: p.revision}
 	if len(p.dirty.list) > 0 || p.mayRebalance(now.UnixNano()) {
 		p.stamp++
@@ -99,11 +100,15 @@ type decider struct {
 	stamp   uint64
 	touched []saved
 	ports   []takenPort
+	present []appearance
+	equips  []handedOut
+
+	// Whose room was taken, and by which step.
+	victims map[*replica]*Step
 
 	// Lent to one run after another.
 	runStamp uint64
-	masked   bitset
-	crowd    []*node
+	scratch  scratch
 }
 
 type saved struct {
@@ -129,7 +134,39 @@ func (d *decider) reserve(n *node, needs amounts, ports []portUse) {
 	d.p.index.update(n)
 }
 
+// appearance is a replica that the plan places.
+type appearance struct {
+	w    *workload
+	node *node
+}
+
+func (d *decider) appear(w *workload, n *node) {
+	if len(w.matches)+len(w.repels) > 0 {
+		d.present = append(d.present, appearance{w, n})
+		d.p.countPresence(w, n, presence{all: 1}, false)
+	}
+}
+
+// handedOut is equipment that the plan gives to a replica.
+type handedOut struct {
+	node *node
+	what *equipment
+}
+
+func (d *decider) equip(n *node, e *equipment) {
+	if e != nil {
+		d.equips = append(d.equips, handedOut{n, e})
+		n.equip(e)
+	}
+}
+
 func (d *decider) undo() {
+	for _, h := range d.equips {
+		h.node.unequip(h.what)
+	}
+	for _, a := range d.present {
+		d.p.countPresence(a.w, a.node, presence{all: -1}, false)
+	}
 	for _, t := range d.ports {
 		t.node.ports.remove(t.use)
 	}
@@ -147,13 +184,15 @@ func (d *decider) undo() {
 func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
-	b.run = run{d: d, w: w}
+	b.run = b.newRun()
 	switch {
 	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:
 		b.leave()
 	case w.want.invalid != "":
 		b.tally.fail(&pb.Reason{Code: pb.ReasonCode_INVALID_SPEC, Message: w.want.invalid})
+	case w.want.schedule != nil:
+		b.scheduled()
 	case w.want.desired == pb.DesiredState_DESIRED_STOPPED:
 		b.stop()
 	case w.want.kind == pb.WorkloadKind_GLOBAL:
@@ -170,7 +209,7 @@ func (d *decider) decide(w *workload) {
 	b.flush()
 	b.endRun()
 	if b.rollout.former != nil {
-		d.p.dropShape(b.rollout.former.shape)
+		d.p.dropWant(b.rollout.former)
 	}
 
 	if b.waiting {
@@ -182,6 +221,7 @@ func (d *decider) decide(w *workload) {
 	switch {
 	case b.truncated:
 		d.plan.More = true
+	case b.again:
 	case len(d.plan.Steps) == steps:
 		d.p.dirty.remove(w)
 	default:
@@ -242,12 +282,14 @@ func (p *Picture) wakeAt(w *workload, at int64) {
 // wakeForRoom wakes the waiting workloads for which there is room now on a node
 // that gained some.
 func (p *Picture) wakeForRoom() {
-	if len(p.freed) == 0 {
+	newest := p.newest
+	p.newest = noPriority
+	if len(p.freed) == 0 && newest == noPriority {
 		return
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || p.fitsAny(w.want.shape, p.freed)) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w.want.shape, p.freed)) {
 				p.touch(w)
 			}
 		}

@@ -17,11 +17,11 @@ type cause struct {
 	nodes int
 }
 
-// causes says why each node can't take a replica of this shape, the most
-// frequent cause first. A node is counted once, under the first thing that
-// speaks against it; nodes that could take it are not counted.
-func (p *Picture) causes(s *shape) []cause {
-	p.index.rebuild(p.nodes)
+// causes says why each node can't take another replica, the most frequent cause
+// first. A node is counted once, under the first thing that speaks against it;
+// nodes that could take it are not counted.
+func (p *Picture) causes(r *run) []cause {
+	s := r.w.want.shape
 	counts := map[string]int{}
 	refusals := map[*class]string{}
 	var order []string
@@ -45,10 +45,14 @@ func (p *Picture) causes(s *shape) []cause {
 			count(refusal)
 		} else if d, lacks := s.needs.lacking(&n.free); lacks {
 			count(dimensionNames[d])
+		} else if _, lack := s.filter.equip(n.gear, nil, nil); lack != "" {
+			count(lack)
 		} else if port, ok := portsFit(n, s.ports, nil); !ok {
 			count(fmt.Sprintf("port %d", port))
 		} else if _, ok := choosePorts(n, s.ports, nil, nil, 0); !ok {
 			count("ports to choose from")
+		} else if why := r.refusal(n); why != "" {
+			count(why)
 		}
 	}
 	out := make([]cause, len(order))
@@ -96,7 +100,7 @@ func (p *Picture) Explain(id string) (*pb.Explanation, bool) {
 		e.State = pb.State_PENDING
 	}
 	waiting := 0
-	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
+	if w.want.kind != pb.WorkloadKind_GLOBAL && w.want.schedule == nil && w.want.desired == pb.DesiredState_DESIRED_RUNNING {
 		waiting = int(w.want.replicas)
 	}
 	for _, r := range w.replicas {
@@ -114,14 +118,18 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if w.want.invalid != "" {
 		return []string{"the spec can't be carried out: " + w.want.invalid}
 	}
+	if w.want.schedule != nil {
+		lines = p.explainSchedule(w)
+	}
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
 	}
+	r := &run{d: &decider{p: p}, w: w, planned: &[]*node{}}
+	r.prepare()
 	if w.want.kind == pb.WorkloadKind_GLOBAL && p.waiting.has(w) {
-		lines = p.explainGlobal(w)
+		lines = p.explainGlobal(r)
 	} else if waiting > 0 || p.waiting.has(w) {
-		p.prepare(w.want.shape.filter)
-		causes := p.causes(w.want.shape)
+		causes := p.causes(r)
 		var refusing int
 		for _, c := range causes {
 			refusing += c.nodes
@@ -134,6 +142,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 		for _, c := range causes {
 			lines = append(lines, fmt.Sprintf("%s: %s", counted(c.nodes, "node", "nodes"), p.explainCause(c.text, w.want.shape)))
 		}
+		lines = append(lines, p.explainPreemption(w)...)
 	}
 	lines = append(lines, explainRollout(w)...)
 	if reason := w.status.GetReason(); reason != nil && reason.Code != pb.ReasonCode_NO_PLACEMENT {
@@ -148,6 +157,61 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	}
 	if len(lines) == 0 {
 		lines = append(lines, p.explainState(w, w.status.GetState()))
+	}
+	return append(lines, r.idle()...)
+}
+
+// refusal says what keeps another replica of the workload away from n on
+// account of where replicas are.
+func (s *run) refusal(n *node) string {
+	if most := int(s.w.want.maxPerNode); most > 0 && n.runStamp == s.d.runStamp && n.runCount >= most {
+		return "max_per_node"
+	}
+	if s.barred.has(n.slot) {
+		return s.barredBecause(n)
+	}
+	c := s.cohortOf(n)
+	if s.layout.plain() || c < 0 {
+		return ""
+	}
+	for i := range s.layout.spreads {
+		sp, v := &s.layout.spreads[i], s.layout.cohorts[c].values[i]
+		switch {
+		case !s.tallies[i].skewed(sp, v):
+		case v < 0:
+			return "label " + sp.label
+		default:
+			return "max_skew of " + sp.label
+		}
+	}
+	return ""
+}
+
+// idle says which preferences no node that matches can meet.
+func (s *run) idle() []string {
+	var lines []string
+	if s.layout.filter.matching == 0 {
+		return nil
+	}
+	for _, h := range s.w.want.wishes {
+		if h.weight == 0 && !h.anti && !h.selects(s.w) && h.targets.total.settled == 0 {
+			lines = append(lines, "affinity to "+h.text()+": no replica of it has a place")
+		}
+	}
+	for i := range s.layout.affinities {
+		if a := &s.layout.affinities[i]; a.idle {
+			lines = append(lines, "affinity to "+a.text+": of no effect, no node that matches is so")
+		}
+	}
+	for i := range s.layout.spreads {
+		sp := &s.layout.spreads[i]
+		effect := "of no effect"
+		if sp.skew > 0 {
+			effect = "can't be met"
+		}
+		if len(sp.values) == 0 {
+			lines = append(lines, "spread over "+sp.label+": "+effect+", no node that matches has this label")
+		}
 	}
 	return lines
 }
@@ -192,6 +256,8 @@ func (p *Picture) explainReplica(r *replica) *pb.ReplicaExplanation {
 		case t.next != 0:
 			e.State = pb.State_RETRY_PENDING
 			e.Message = fmt.Sprintf("attempt %d of %d at %s", t.attempts+1, maxAttempts, clock(t.next))
+			e.Reason = t.reason
+		case r.assignment.mod == 0:
 			e.Reason = t.reason
 		}
 	}

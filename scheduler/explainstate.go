@@ -59,9 +59,9 @@ func named(ids []string) string {
 
 // explainGlobal says of each node that lacks a replica of a global workload why it
 // does.
-func (p *Picture) explainGlobal(w *workload) []string {
+func (p *Picture) explainGlobal(s *run) []string {
+	w := s.w
 	f := w.want.shape.filter
-	p.prepare(f)
 	var short, all []*node
 	for _, n := range p.index.slots {
 		if !slices.ContainsFunc(w.replicas, func(r *replica) bool { return r.assignment.node == n || r.next != nil && r.next.node == n }) {
@@ -74,7 +74,7 @@ func (p *Picture) explainGlobal(w *workload) []string {
 	slices.SortFunc(short, func(a, b *node) int { return cmp.Compare(a.id, b.id) })
 	var lines []string
 	for _, n := range short[:min(len(short), namedNodes)] {
-		lines = append(lines, "node "+n.id+": "+shortage(n, w.want.shape))
+		lines = append(lines, "node "+n.id+": "+s.shortage(n))
 	}
 	if more := len(short) - namedNodes; more > 0 {
 		lines = append(lines, fmt.Sprintf("and %d more that match and lack one", more))
@@ -93,13 +93,20 @@ func (p *Picture) explainGlobal(w *workload) []string {
 	return lines
 }
 
-// shortage is what of a shape a node that matches has no room for.
-func shortage(n *node, s *shape) string {
+// shortage is what a node that matches lacks for a replica.
+func (r *run) shortage(n *node) string {
+	s := r.w.want.shape
 	if d, lacks := s.needs.lacking(&n.free); lacks {
 		return fmt.Sprintf("%s: %s wanted, %s free", dimensionNames[d], quantity(d, s.needs[d]), quantity(d, max(0, n.free[d])))
 	}
 	if port, ok := portsFit(n, s.ports, nil); !ok {
 		return fmt.Sprintf("port %d is taken", port)
+	}
+	if _, lack := s.filter.equip(n.gear, nil, nil); lack != "" {
+		return lack + " is taken"
+	}
+	if why := r.refusal(n); why != "" {
+		return why
 	}
 	return "about to be placed there, or no room"
 }

@@ -5,11 +5,12 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
 // filter is what a workload demands of a node for good: the runtime, the
-// labels, the name. Workloads that demand the same share one filter, and nodes
+// labels, the pool, the name, and which taints it does not mind. Workloads that demand the same share one filter, and nodes
 // of one class get one answer.
 type filter struct {
 	key         string
@@ -18,10 +19,16 @@ type filter struct {
 	constraints []constraint
 	// Sorted node ids; empty means any.
 	nodes []string
+	// Sorted node pools; empty means any.
+	pools       []string
+	tolerations []*pb.Toleration
+	devices     []deviceWish
+	storage     []storageWish
 
 	// For which slots and attributes of nodes the sets below were computed.
 	epoch, attributes uint64
-	// Slots whose labels and name match, and those that have the runtime too.
+	// Slots where the work may be, and those where it may be placed: they have the
+	// runtime, devices and storage too, and no taint that keeps new work away.
 	allowed, eligible bitset
 	matching          int
 }
@@ -98,8 +105,17 @@ func (c *constraint) holds(labels map[string]string) bool {
 }
 
 // filterOf finds or makes the filter for a spec. The caller owns one use of it.
-func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *filter {
-	f := &filter{runtime: runtime, nodes: slices.Compact(slices.Sorted(slices.Values(placement.GetNodes())))}
+func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement, devices []deviceWish, storage []storageWish) *filter {
+	f := &filter{
+		devices: devices, storage: storage,
+		runtime: runtime, nodes: sortedSet(placement.GetNodes()), pools: sortedSet(placement.GetPools()), tolerations: placement.GetTolerations(),
+	}
+	switch {
+	case len(f.pools) == 0:
+		f.pools = []string{model.DefaultPool}
+	case slices.Contains(f.pools, model.AnyPool):
+		f.pools = nil
+	}
 	for _, name := range sortedKeys(placement.GetNodeLabels()) {
 		f.constraints = append(f.constraints, compile(&pb.Constraint{Label: name, Values: []string{placement.GetNodeLabels()[name]}}))
 	}
@@ -108,16 +124,24 @@ func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *fi
 	}
 	key := strconv.AppendInt(nil, int64(runtime), 10)
 	for _, c := range f.constraints {
-		key = strconv.AppendInt(append(key, 0), int64(c.Operator), 10)
-		key = strconv.AppendQuote(key, c.Label)
-		for _, v := range c.Values {
-			key = strconv.AppendQuote(key, v)
+		key = appendConstraint(key, c.Constraint)
+	}
+	for _, list := range [][]string{f.nodes, f.pools} {
+		key = append(key, 0, 0)
+		for _, id := range list {
+			key = strconv.AppendQuote(key, id)
 		}
 	}
-	key = append(key, 0, 0)
-	for _, id := range f.nodes {
-		key = strconv.AppendQuote(key, id)
+	for _, t := range f.tolerations {
+		key = strconv.AppendQuote(append(key, 0), t.Key)
+		if t.Value != nil {
+			key = strconv.AppendQuote(key, *t.Value)
+		}
+		if t.Effect != nil {
+			key = strconv.AppendInt(key, int64(*t.Effect), 10)
+		}
 	}
+	key = f.appendGear(key)
 	if known := p.filters[string(key)]; known != nil {
 		known.uses++
 		return known
@@ -125,6 +149,15 @@ func (p *Picture) filterOf(runtime pb.WorkloadType, placement *pb.Placement) *fi
 	f.key, f.uses = string(key), 1
 	p.filters[f.key] = f
 	return f
+}
+
+func appendConstraint(key []byte, c *pb.Constraint) []byte {
+	key = strconv.AppendInt(append(key, 0), int64(c.Operator), 10)
+	key = strconv.AppendQuote(key, c.Label)
+	for _, v := range c.Values {
+		key = strconv.AppendQuote(key, v)
+	}
+	return key
 }
 
 func (p *Picture) dropFilter(f *filter) {
@@ -147,8 +180,10 @@ func (p *Picture) prepare(f *filter) {
 		c := n.class
 		if c.stamp != p.stamp {
 			c.stamp = p.stamp
-			c.verdict.allowed = !slices.ContainsFunc(f.constraints, func(k constraint) bool { return !k.holds(c.labels) })
-			c.verdict.eligible = c.verdict.allowed && c.has(f.runtime)
+			_, refused := f.refusalOfClass(c, false)
+			c.verdict.allowed = !refused
+			_, refused = f.refusalOfClass(c, true)
+			c.verdict.eligible = !refused
 		}
 		if c.verdict.allowed {
 			f.allowed.set(n.slot)
@@ -170,8 +205,8 @@ func (p *Picture) prepare(f *filter) {
 	f.matching = f.eligible.count()
 }
 
-// allows reports whether n's name and labels satisfy the filter; work that
-// already runs there may stay even when the runtime is unwell for a while.
+// allows reports whether work that runs on n may stay: also while the runtime is
+// unwell for a while, or where a taint keeps new work away only.
 func (f *filter) allows(n *node) bool { return n.mod != 0 && f.allowed.has(n.slot) }
 
 func (f *filter) accepts(n *node) bool { return n.mod != 0 && f.eligible.has(n.slot) }
@@ -183,13 +218,39 @@ func (f *filter) refusal(n *node) (string, bool) {
 			return "not in nodes", true
 		}
 	}
+	return f.refusalOfClass(n.class, true)
+}
+
+// refusalOfClass says what of the filter all nodes of a class fail, for new
+// work or for what runs there.
+func (f *filter) refusalOfClass(c *class, fresh bool) (string, bool) {
+	if len(f.pools) > 0 && !slices.Contains(f.pools, c.pool) {
+		return "pool " + c.pool, true
+	}
 	for i := range f.constraints {
-		if !f.constraints[i].holds(n.class.labels) {
+		if !f.constraints[i].holds(c.labels) {
 			return "label " + f.constraints[i].text, true
 		}
 	}
-	if !n.class.has(f.runtime) {
+	for _, t := range c.taints {
+		repels := t.Effect == pb.TaintEffect_NO_EXECUTE || fresh && t.Effect == pb.TaintEffect_NO_SCHEDULE
+		if repels && !f.tolerates(t) {
+			return "taint " + model.FormatTaint(t), true
+		}
+	}
+	if fresh && !c.has(f.runtime) {
 		return "runtime " + strings.ToLower(f.runtime.String()), true
+	}
+	if fresh {
+		return f.gearOfClass(c)
 	}
 	return "", false
 }
+
+func (f *filter) tolerates(t *pb.Taint) bool {
+	return slices.ContainsFunc(f.tolerations, func(o *pb.Toleration) bool {
+		return (o.Key == "" || o.Key == t.Key) && (o.Value == nil || *o.Value == t.Value) && (o.Effect == nil || *o.Effect == t.Effect)
+	})
+}
+
+func sortedSet(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }

@@ -31,12 +31,19 @@ func (b *builder) global() {
 		}
 		to, ok := b.run.fitsOn(n, mix(b.w.hash^n.hash))
 		if !ok {
+			to, ok = b.preempt(0, nil, nil, n)
+		}
+		if !ok {
 			b.tally.pending++
 			b.waiting = true
 			continue
 		}
 		number := firstFree(&taken)
-		b.assign(number, nil, to, "one on each node that matches")
+		explanation := "one on each node that matches"
+		if len(to.victims) > 0 {
+			explanation += ", " + b.run.explain(&to)
+		}
+		b.assign(number, nil, to, explanation)
 		b.tally.assigned++
 		b.tally.scheduled++
 		b.say(note{kind: pb.EventType_WORKLOAD_SCHEDULED, verb: verbPlaced, number: number, node: n.id})
@@ -47,6 +54,11 @@ func (b *builder) global() {
 }
 
 func (b *builder) globalReplica(r *replica, covered uint64) {
+	if b.d.victims[r] != nil {
+		b.again, b.tally.busy = true, true
+		r.assignment.node.coverStamp = covered
+		return
+	}
 	if next := r.next; next != nil {
 		b.tally.busy = true
 		if n := cmp.Or(next.node, r.assignment.node); n != nil && !next.gone {

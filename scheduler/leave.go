@@ -21,7 +21,7 @@ func (b *builder) stop() {
 	b.tally.stop = true
 	for _, r := range slices.Backward(b.w.replicas) {
 		switch a := &r.assignment; {
-		case r.next != nil:
+		case b.taken(r):
 			b.tally.busy = true
 		case a.mod == 0 || !global && r.number >= b.w.want.replicas:
 			b.reconcile(r, wantGone)
@@ -93,18 +93,19 @@ func (b *builder) evicted(r *replica) {
 }
 
 // leave decides about a workload that is to be deleted: first the assignments
-// go, then the agents report that the replicas are gone, then the records go.
+// go, then the agents report that the replicas are gone, then the records go. A
+// job's runs go before it.
 func (b *builder) leave() {
 	b.tally.leave = true
 	for _, r := range slices.Backward(b.w.replicas) {
-		if r.next != nil {
+		if b.taken(r) {
 			b.tally.busy = true
 			continue
 		}
 		b.reconcile(r, wantGone)
 		b.done()
 	}
-	if len(b.w.replicas) > 0 {
+	if !b.deleteRuns() || len(b.w.replicas) > 0 {
 		return
 	}
 	b.begin()

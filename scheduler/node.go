@@ -68,9 +68,14 @@ type node struct {
 	transition    int64
 	class         *class
 	ports         portSet
+	gear          *gear
 
 	assigned []*replica
 	observed []*replica
+	// Counts changes of what is assigned and reserves; what follows from that is
+	// worked out when it is asked for.
+	version uint64
+	claims  *claims
 	// Room was made on it since waiting workloads were last asked.
 	freed bool
 
@@ -129,6 +134,17 @@ func (n *node) share(extra *amounts, scale int64) int64 {
 	return most
 }
 
+// shareOf is how much of a capacity it is, in the scarcest dimension.
+func (a *amounts) shareOf(capacity *amounts) int64 {
+	var most int64
+	for d := range a {
+		if capacity[d] > 0 {
+			most = max(most, int64(float64(a[d])/float64(capacity[d])*fine))
+		}
+	}
+	return most
+}
+
 func (n *node) take(a amounts, ports []portUse) {
 	n.reserving++
 	for d := range a {
@@ -149,16 +165,22 @@ func (n *node) give(a amounts, ports []portUse) {
 	}
 }
 
-// class is what nodes with equal labels and runtimes have in common: what
-// depends on these alone is decided once for all of them.
+// class is what nodes with equal labels, runtimes, taints, pool and gear have in
+// common: what depends on these alone is decided once for all of them.
 type class struct {
-	key      string
-	labels   map[string]string
+	key    string
+	labels map[string]string
+	pool   string
+	taints []*pb.Taint
+	// As of any of its nodes; only the ids and paths differ.
+	devices  []*pb.Device
+	pools    []*pb.StoragePool
 	runtimes uint32
 	nodes    int
 	// Its number among the classes of one computation of a filter.
 	stamp   uint64
 	verdict verdict
+	cohort  int32
 }
 
 func (c *class) has(t pb.WorkloadType) bool { return c.runtimes&(1<<uint(t)) != 0 }
@@ -190,12 +212,27 @@ func (p *Picture) classOf(rec *pb.Node) *class {
 		key.WriteByte('=')
 		key.WriteString(labels[name])
 	}
+	pool, taints := model.PoolOf(rec), model.TaintsOf(rec)
+	key.WriteString("\x00\x00" + pool)
+	for _, t := range taints {
+		key.WriteString("\x00" + model.FormatTaint(t))
+	}
+	key.Write(appendGearOf(nil, rec))
 	c := p.classes[key.String()]
 	if c == nil {
-		c = &class{key: key.String(), labels: labels, runtimes: runtimes}
+		c = &class{key: key.String(), labels: labels, runtimes: runtimes, pool: pool, taints: taints, devices: rec.Devices, pools: rec.StoragePools}
 		p.classes[c.key] = c
+		p.unloved += c.unloved()
 	}
 	return c
+}
+
+// unloved is 1 where the class has a taint that makes it a last resort.
+func (c *class) unloved() int {
+	if slices.ContainsFunc(c.taints, func(t *pb.Taint) bool { return t.Effect == pb.TaintEffect_PREFER_NO_SCHEDULE }) {
+		return 1
+	}
+	return 0
 }
 
 func (p *Picture) nodeNamed(id string) *node {
@@ -224,8 +261,13 @@ func (p *Picture) putNode(id string, mod int64, rec *pb.Node) {
 	if n.class != nil {
 		if n.class.nodes--; n.class.nodes == 0 {
 			delete(p.classes, n.class.key)
+			p.unloved -= n.class.unloved()
 		}
 		n.class = nil
+	}
+	if n.regear(rec.GetDevices(), rec.GetStoragePools()) {
+		// What was full may not be any more, and the class need not have changed.
+		p.madeRoom(n)
 	}
 	n.mod = mod
 	if rec == nil {

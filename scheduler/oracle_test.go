@@ -26,6 +26,18 @@ func TestOracle(t *testing.T) {
 			}
 			w.node(id, rapid.Int64Range(0, 40).Draw(t, "cpu")*100, rapid.Int64Range(0, 4).Draw(t, "memory")<<30, rapid.Int64Range(0, 4).Draw(t, "disk")<<30,
 				labels, rapid.SampledFrom([]pb.WorkloadType{pb.WorkloadType_CONTAINER, pb.WorkloadType_PROCESS}).Draw(t, "runtime"))
+			w.changeNode(id, func(n *pb.Node) {
+				for i := range rapid.IntRange(0, 3).Draw(t, "gpus") {
+					n.Devices = append(n.Devices, &pb.Device{Name: "gpu", Ids: []string{fmt.Sprint(i)}})
+				}
+				n.StoragePools = []*pb.StoragePool{{Name: "data", CapacityBytes: rapid.Int64Range(1, 4).Draw(t, "data") << 30}}
+				if rapid.IntRange(0, 4).Draw(t, "tainted") == 0 {
+					n.Taints = []*pb.Taint{{Key: "bad", Effect: pb.TaintEffect(rapid.IntRange(0, 2).Draw(t, "effect"))}}
+				}
+				if rapid.IntRange(0, 4).Draw(t, "pooled") == 0 {
+					n.Pool = "gpu"
+				}
+			})
 			switch rapid.IntRange(0, 6).Draw(t, "state") {
 			case 0:
 				w.lose(id)
@@ -92,6 +104,21 @@ func anySpec(t *rapid.T, id string) *pb.WorkloadSpec {
 			{Label: "gen", Operator: pb.Constraint_LESS, Values: []string{"7"}},
 		}).Draw(t, "constraint"))
 	}
+	if rapid.IntRange(0, 2).Draw(t, "geared") == 0 {
+		spec.Resources.Devices = []*pb.DeviceRequest{{Name: "gpu", Count: rapid.Int32Range(1, 2).Draw(t, "count")}}
+		spec.Resources.Storage = []*pb.StorageRequest{{Size: "1Gi"}}
+	}
+	spec.Placement.MaxPerNode = rapid.SampledFrom([]int32{0, 0, 1, 3}).Draw(t, "most")
+	if rapid.IntRange(0, 2).Draw(t, "tolerant") == 0 {
+		spec.Placement.Tolerations = []*pb.Toleration{{Key: "bad"}}
+		spec.Placement.Pools = []string{"*"}
+	}
+	// What is only preferred changes nothing about how many find room.
+	if rapid.Bool().Draw(t, "picky") {
+		spec.Placement.Spread = []*pb.Spread{{Label: "zone"}, {Label: "gen", Targets: []*pb.SpreadTarget{{Value: "1", Percent: 50}}}}
+		spec.Placement.Affinities = []*pb.Affinity{{Label: "zone", Values: []string{"us"}, Weight: proto.Int32(-70)}}
+		spec.Placement.WorkloadAffinities = []*pb.WorkloadAffinity{{Workload: "web", Anti: true, Weight: 50}, {Workload: "other0", Topology: "zone", Weight: 10}}
+	}
 	if rapid.IntRange(0, 4).Draw(t, "named") == 0 {
 		spec.Placement.Nodes = []string{"n1", "n3", "n17"}
 	}
@@ -119,6 +146,13 @@ func roomOn(w *world, n *pb.Node, spec *pb.WorkloadSpec) int {
 			return 0
 		}
 	}
+	if n.Pool == "gpu" && len(spec.Placement.Pools) == 0 {
+		return 0
+	}
+	if len(n.Taints) > 0 && n.Taints[0].Effect != pb.TaintEffect_PREFER_NO_SCHEDULE && len(spec.Placement.Tolerations) == 0 {
+		return 0
+	}
+	gpus, data := len(n.Devices), n.StoragePools[0].CapacityBytes
 	left := amounts{n.Capacity.CpuMillis, n.Capacity.MemoryBytes, n.Capacity.DiskBytes}
 	port80 := false
 	for _, kv := range w.scan(model.AssignmentsPrefix) {
@@ -128,6 +162,12 @@ func roomOn(w *world, n *pb.Node, spec *pb.WorkloadSpec) int {
 		}
 		for d, used := range (amounts{a.CpuMillis, a.MemoryBytes, a.DiskBytes}) {
 			left[d] -= used
+		}
+		for _, d := range a.Devices {
+			gpus -= len(d.Ids)
+		}
+		for _, s := range a.Storage {
+			data -= s.Bytes
 		}
 		for _, p := range a.Ports {
 			port80 = port80 || p.HostPort == 80
@@ -148,6 +188,12 @@ func roomOn(w *world, n *pb.Node, spec *pb.WorkloadSpec) int {
 		if port80 {
 			room = 0
 		}
+	}
+	if devices := spec.Resources.Devices; len(devices) > 0 {
+		room = min(room, gpus/int(devices[0].Count), int(data>>30))
+	}
+	if most := spec.Placement.MaxPerNode; most > 0 {
+		room = min(room, int(most))
 	}
 	return room
 }

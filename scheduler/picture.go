@@ -40,6 +40,16 @@ type Picture struct {
 	classes   map[string]*class
 	filters   map[string]*filter
 	shapes    map[string]*shape
+	layouts   map[string]*layout
+	terms     map[string]*term
+	// Terms by what workloads find them by, and workloads by label.
+	selectors map[string][]*term
+	labelled  map[string][]*workload
+	groups    map[string]*slotsBy
+	// Terms that the waiting have to be told of.
+	changedTerms []*term
+	// Classes with a taint that makes their nodes a last resort.
+	unloved int
 	// Strings that many assignments have in common.
 	strings map[string]string
 	index   index
@@ -60,6 +70,8 @@ type Picture struct {
 	// Steps that are assumed and neither committed nor refused.
 	assumed int
 	timers  timers
+	// The runs of jobs with a schedule, by the id of the job.
+	runs map[string][]*workload
 	// Nodes that gained room since the waiting were asked.
 	freed []*node
 	// Steps that are committed at a revision that the picture has not reached.
@@ -70,6 +82,11 @@ type Picture struct {
 
 	// Lent to one decision after another.
 	touched []saved
+
+	// How many workloads that may make room there are of each priority, and the lowest
+	// of those that have come to have replicas since the waiting were asked.
+	priorities [model.MaxPriority + 1]int32
+	newest     int32
 
 	// Counts changes by which something may fit that did not.
 	growth uint64
@@ -83,9 +100,11 @@ type Picture struct {
 func NewPicture() *Picture {
 	return &Picture{
 		nodes: map[string]*node{}, workloads: map[string]*workload{}, classes: map[string]*class{},
-		filters: map[string]*filter{}, shapes: map[string]*shape{}, strings: map[string]string{},
+		filters: map[string]*filter{}, shapes: map[string]*shape{}, layouts: map[string]*layout{},
+		terms: map[string]*term{}, selectors: map[string][]*term{}, labelled: map[string][]*workload{}, groups: map[string]*slotsBy{},
+		strings: map[string]string{}, runs: map[string][]*workload{},
 		dirty: workloadSet{kind: setDirty}, waiting: workloadSet{kind: setWaiting}, globals: workloadSet{kind: setGlobals}, rolling: workloadSet{kind: setRolling},
-		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), uneven: true,
+		index: index{stale: true}, config: model.EffectiveSchedulerConfig(nil), uneven: true, newest: noPriority,
 	}
 }
 
@@ -339,9 +358,14 @@ func (q *workloadQueue) Pop() any {
 	return last
 }
 
+// rank is the priority, or less than any for what changes other workloads, its
+// runs: it comes when these have been decided about.
 func (w *workload) rank() int32 {
-	if w.want == nil {
+	switch {
+	case w.want == nil:
 		return 0
+	case w.want.schedule != nil || w.job() && w.deleted():
+		return -1
 	}
 	return w.want.priority
 }

@@ -10,20 +10,47 @@ import (
 // run places replicas of one workload in one decision. All of them have the
 // same shape, and while a plan is made room only shrinks: a node that was found
 // full stays out for the rest of it.
+//
+// The best cohorts of the workload's layout are searched together: first the
+// nodes that hold fewest replicas of it, and among these the emptiest or the
+// fullest.
 type run struct {
-	d     *decider
-	w     *workload
-	ready bool
-	// Nothing fits any more, wherever.
-	exhausted bool
+	d      *decider
+	w      *workload
+	layout *layout
+	ready  bool
+	// What the decision has placed of the workload, in other runs too.
+	planned *[]*node
+	// Assignments of others that it relies on, by condition and place.
+	known map[string]*replica
+	// For each hard condition to be near others, where it is fulfilled.
+	allowed []bitset
+	// A replica was placed that the next ones have to be near to.
+	gathered bool
+	scratch
+	// Why the node that was last chosen.
+	reason string
+}
+
+// scratch is what a run needs room for, lent to one after another.
+type scratch struct {
 	// Slots that are not considered: full ones, and those that hold more of the
-	// workload's replicas than depth.
+	// workload's replicas than the depth of their cohort.
 	masked bitset
-	depth  int
 	// Nodes that hold replicas of the workload.
 	crowd []*node
-	// In a few words, why a node was chosen.
-	reason string
+	// By cohort.
+	berths []berth
+	// Cells that are not searched yet, as a heap; those that are, and their nodes.
+	queue, tierCohorts []int32
+	tier, own          bitset
+	tierSize           int
+	// By spread; and by preference for other workloads, the values where they are.
+	tallies []tallySpread
+	near    []bitset
+	// Slots that hard conditions on other workloads forbid.
+	barred bitset
+	hidden []string
 }
 
 func (s *run) prepare() {
@@ -32,11 +59,12 @@ func (s *run) prepare() {
 	}
 	s.ready = true
 	p := s.d.p
-	shape := s.w.want.shape
-	p.prepareShape(shape)
+	s.layout, s.scratch = s.w.want.layout, s.d.scratch
+	p.prepareShape(s.w.want.shape)
+	p.prepareLayout(s.layout)
 	p.stamp++
 	s.d.runStamp = p.stamp
-	s.crowd = s.d.crowd[:0]
+	s.crowd = s.crowd[:0]
 	for _, r := range s.w.replicas {
 		if n := r.assignment.node; n != nil {
 			s.holds(n)
@@ -45,20 +73,18 @@ func (s *run) prepare() {
 			s.holds(r.next.node)
 		}
 	}
-	s.masked = s.d.masked.sized(len(p.index.slots))
-	s.d.masked = s.masked
-	s.mask()
-	how := "emptiest"
-	if s.w.want.policy == pb.PlacementPolicy_BIN_PACK {
-		how = "fullest with room"
+	for _, n := range *s.planned {
+		s.holds(n)
 	}
-	s.reason = fmt.Sprintf("%s of %d that match", how, shape.filter.matching)
+	s.start()
 }
+
+func (b *builder) newRun() run { return run{d: b.d, w: b.w, planned: &b.planned} }
 
 // endRun gives back what the run was lent.
 func (b *builder) endRun() {
 	if b.run.ready {
-		b.d.crowd = b.run.crowd[:0]
+		b.d.scratch = b.run.scratch
 	}
 }
 
@@ -71,89 +97,103 @@ func (s *run) holds(n *node) {
 	n.runCount++
 }
 
-func (s *run) mask() {
-	copy(s.masked, s.w.want.shape.full)
-	for _, n := range s.crowd {
-		if n.mod != 0 && n.runCount > s.depth {
-			s.masked.set(n.slot)
-		}
-	}
-}
-
-// deepen admits the nodes that hold the next higher number of replicas.
-func (s *run) deepen() bool {
-	full := s.w.want.shape.full
-	next := 0
-	for _, n := range s.crowd {
-		if n.mod != 0 && n.runCount > s.depth && !full.has(n.slot) && (next == 0 || n.runCount < next) {
-			next = n.runCount
-		}
-	}
-	if next == 0 {
-		return false
-	}
-	s.depth = next
-	s.mask()
-	return true
-}
-
 // spot is where a replica can go.
 type spot struct {
-	node  *node
-	ports []*pb.Port
+	node      *node
+	ports     []*pb.Port
+	equipment *equipment
+	// Whose room it is so far, and what of the node's room the step frees, these and
+	// what others have left of what it freed before.
+	victims []*replica
+	credit  leftover
 }
 
-// choose finds the best node for a replica: one that holds fewest replicas of
-// the workload, then the emptiest or the fullest. The nodes in avoid are left
-// out; unless strict, they are taken where nothing else fits.
+// choose finds the best node for a replica. The nodes in avoid are left out;
+// unless strict, they are taken where nothing else fits.
 func (s *run) choose(number int32, seed uint64, avoid []string, strict bool) (spot, bool) {
 	s.prepare()
-	if s.exhausted {
-		return spot{}, false
+	// What is to be moved does not stand in its own way.
+	if r := s.w.find(number); r != nil && r.assignment.mod != 0 && !s.indifferent() {
+		s.lift(r, -1)
+		defer s.lift(r, 1)
 	}
 	if len(avoid) > 0 {
-		depth := s.depth
-		s.hide(avoid)
-		found, ok := s.search(number, seed, avoid)
-		s.depth = depth
-		s.mask()
+		s.hidden = avoid
+		s.hide()
+		found, ok := s.search(number, seed)
+		s.hidden = nil
+		s.start()
 		if ok || strict {
 			return found, ok
 		}
 	}
-	found, ok := s.search(number, seed, nil)
-	s.exhausted = !ok
-	return found, ok
+	return s.search(number, seed)
 }
 
-func (s *run) hide(ids []string) {
-	for _, id := range ids {
+// lift has a replica that is assigned count for nothing, or count again.
+func (s *run) lift(r *replica, sign int32) {
+	r.assignment.node.runCount += int(sign)
+	if r.assignment.reserves {
+		s.d.p.countPresence(s.w, r.assignment.node, presence{sign, sign * r.settled()}, false)
+	}
+	s.start()
+}
+
+// indifferent reports whether it matters nothing on how many nodes, and which,
+// replicas of the workload and of others are.
+func (s *run) indifferent() bool {
+	return s.layout.plain() && s.w.want.maxPerNode == 0 && !s.relates()
+}
+
+func (s *run) hide() {
+	for _, id := range s.hidden {
 		if n := s.d.p.nodes[id]; n != nil && n.mod != 0 {
 			s.masked.set(n.slot)
 		}
 	}
 }
 
-func (s *run) search(number int32, seed uint64, hidden []string) (spot, bool) {
+func (s *run) search(number int32, seed uint64) (spot, bool) {
 	p := s.d.p
 	if len(p.index.slots) == 0 {
 		return spot{}, false
 	}
-	wishes := s.w.want.shape.ports
-	for {
-		n := s.scan(int(mix(s.w.hash^uint64(number)) % uint64(len(p.index.slots))))
+	start := int(mix(s.w.hash^uint64(number)) % uint64(len(p.index.slots)))
+	for s.fill() {
+		n := s.scan(start)
 		if n == nil {
-			if !s.deepen() {
-				return spot{}, false
-			}
-			s.hide(hidden)
+			s.exhaust()
+			s.hide()
 			continue
 		}
-		if ports, ok := choosePorts(n, wishes, nil, nil, n.hash^seed); ok {
-			return spot{n, ports}, true
+		if to, ok := s.settle(n, seed); ok {
+			s.reason = s.because(s.cohortOf(n))
+			return to, true
 		}
 		s.reject(n)
 	}
+	return spot{}, false
+}
+
+// because says in a few words why a replica goes to a cohort. There are no more
+// such texts than cohorts, for each is kept.
+func (s *run) because(c int32) string {
+	b := &s.berths[c]
+	if b.reason == "" {
+		how := "emptiest"
+		if s.w.want.policy == pb.PlacementPolicy_BIN_PACK {
+			how = "fullest with room"
+		}
+		b.reason = fmt.Sprintf("%s of %d that match%s", how, s.layout.filter.matching, s.layout.cohorts[c].praise)
+		s.eachNear(c, func(h *wish) {
+			if h.anti {
+				b.reason += "; despite " + h.text()
+			} else {
+				b.reason += "; near " + h.text()
+			}
+		})
+	}
+	return b.reason
 }
 
 func (s *run) reject(n *node) {
@@ -164,16 +204,29 @@ func (s *run) reject(n *node) {
 // placed notes that a replica went to n.
 func (s *run) placed(n *node) {
 	s.prepare()
+	*s.planned = append(*s.planned, n)
 	s.holds(n)
-	if n.runCount > s.depth {
-		s.masked.set(n.slot)
+	if c := s.cohortOf(n); c >= 0 {
+		b := &s.berths[c]
+		if n.runCount == 1 {
+			b.crowd = append(b.crowd, n)
+		}
+		if n.runCount > b.depth {
+			s.masked.set(n.slot)
+		}
 	}
+	s.recount(n)
+	s.nearAfter(n)
+	s.barAfter(n)
 }
 
-// scan is the best node that is not masked, or nil.
+// scan is the best node of the tier that is not masked, or nil.
 func (s *run) scan(start int) *node {
 	x, needs := &s.d.p.index, &s.w.want.shape.needs
 	up := s.w.want.policy != pb.PlacementPolicy_BIN_PACK
+	if s.tierSize <= probes {
+		return s.scanFew(up)
+	}
 	from, step := 0, 1
 	if !up {
 		from, step = levels-1, -1
@@ -189,6 +242,31 @@ func (s *run) scan(start int) *node {
 	return nil
 }
 
+// scanFew compares all nodes of a tier that has no more than a search of a level
+// compares.
+func (s *run) scanFew(emptiest bool) *node {
+	shape := s.w.want.shape
+	var best *node
+	var bestShare int64
+	for _, c := range s.tierCohorts {
+		for _, slot := range s.layout.cohorts[c].slots {
+			n := s.d.p.index.slots[slot]
+			if s.masked.has(n.slot) || !n.indexed {
+				continue
+			}
+			if !fits(n, shape) {
+				s.reject(n)
+				continue
+			}
+			share := n.share(&shape.needs, fine)
+			if best == nil || better(n, share, best, bestShare, emptiest) {
+				best, bestShare = n, share
+			}
+		}
+	}
+	return best
+}
+
 // scanLevel compares the first few nodes of a level that fit, beginning at slot
 // start and going round.
 func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
@@ -200,7 +278,7 @@ func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
 	words := len(l.members)
 	i := start >> 6
 	for k := 0; k <= words; k++ {
-		w := l.members[i] & shape.filter.eligible[i] &^ s.masked[i]
+		w := l.members[i] & s.tier[i] &^ s.masked[i]
 		switch k {
 		case 0:
 			w &= ^uint64(0) << (start & 63)
@@ -232,6 +310,8 @@ func (s *run) scanLevel(l *level, start int, emptiest bool) *node {
 	return best
 }
 
+// better reports whether a is to be preferred to b. Where they are alike it is
+// the one in the lower slot, in which order the nodes of cohorts come.
 func better(a *node, shareA int64, b *node, shareB int64, emptiest bool) bool {
 	if !emptiest {
 		a, shareA, b, shareB = b, shareB, a, shareA
@@ -247,6 +327,9 @@ func fits(n *node, s *shape) bool {
 	if _, lacks := s.needs.lacking(&n.free); lacks {
 		return false
 	}
+	if _, lack := s.filter.equip(n.gear, nil, nil); lack != "" {
+		return false
+	}
 	if len(s.ports) == 0 {
 		return true
 	}
@@ -254,14 +337,24 @@ func fits(n *node, s *shape) bool {
 	return ok
 }
 
+// settle fills in what a replica is given on n, which fits.
+func (s *run) settle(n *node, seed uint64) (spot, bool) {
+	shape := s.w.want.shape
+	ports, ok := choosePorts(n, shape.ports, nil, nil, n.hash^seed)
+	if !ok {
+		return spot{}, false
+	}
+	equipment, lack := shape.filter.equip(n.gear, nil, nil)
+	return spot{node: n, ports: ports, equipment: equipment}, lack == ""
+}
+
 // fitsOn reports whether a replica can go to n, which matches.
 func (s *run) fitsOn(n *node, seed uint64) (spot, bool) {
 	s.prepare()
-	if !fits(n, s.w.want.shape) {
+	if s.barred.has(n.slot) || !fits(n, s.w.want.shape) {
 		return spot{}, false
 	}
-	ports, ok := choosePorts(n, s.w.want.shape.ports, nil, nil, n.hash^seed)
-	return spot{n, ports}, ok
+	return s.settle(n, seed)
 }
 
 // fitsInPlace reports whether a new assignment of r can take the place of the
@@ -272,9 +365,9 @@ func (s *run) fitsInPlace(r *replica, seed uint64) (spot, bool) {
 	if !n.open() || !shape.filter.accepts(n) {
 		return spot{}, false
 	}
-	needs, own := shape.needs, []portUse(nil)
+	needs, own, mine := shape.needs, []portUse(nil), (*equipment)(nil)
 	if r.assignment.reserves {
-		needs, own = needs.beyond(r.assignment.needs), usedPorts(r.assignment.ports)
+		needs, own, mine = needs.beyond(r.assignment.needs), usedPorts(r.assignment.ports), r.assignment.equipment
 	}
 	if _, lacks := needs.lacking(&n.free); lacks {
 		return spot{}, false
@@ -282,8 +375,12 @@ func (s *run) fitsInPlace(r *replica, seed uint64) (spot, bool) {
 	if _, ok := portsFit(n, shape.ports, own); !ok {
 		return spot{}, false
 	}
+	equipment, lack := shape.filter.equip(n.gear, r.assignment.equipment, mine)
+	if lack != "" {
+		return spot{}, false
+	}
 	ports, ok := choosePorts(n, shape.ports, r.assignment.ports, own, n.hash^seed)
-	return spot{n, ports}, ok
+	return spot{node: n, ports: ports, equipment: equipment}, ok
 }
 
 // mix spreads the bits of x (the finalizer of splitmix64).

@@ -76,9 +76,10 @@ func (m *machine) changeANode() {
 		}
 		m.node(id, scale*rapid.Int64Range(1, 4).Draw(m.t, "cpu")*1000, scale*rapid.Int64Range(1, 4).Draw(m.t, "memory")<<30, 10<<30,
 			map[string]string{"zone": rapid.SampledFrom([]string{"eu", "us"}).Draw(m.t, "zone")}, pb.WorkloadType_CONTAINER)
+		m.changeNode(id, func(n *pb.Node) { equipNode(m.t, n, scale) })
 		return
 	}
-	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell"}).Draw(m.t, "what") {
+	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool"}).Draw(m.t, "what") {
 	case "lose":
 		m.lose(id)
 	case "return":
@@ -108,6 +109,15 @@ func (m *machine) changeANode() {
 		})
 	case "unwell":
 		m.changeNode(id, func(n *pb.Node) { n.Runtimes[0].Healthy = !n.Runtimes[0].Healthy })
+	case "taint":
+		m.changeNode(id, func(n *pb.Node) {
+			n.UserTaints = nil
+			if rapid.Bool().Draw(m.t, "tainted") {
+				n.UserTaints = []*pb.Taint{{Key: "bad", Effect: pb.TaintEffect(rapid.IntRange(0, 2).Draw(m.t, "effect"))}}
+			}
+		})
+	case "pool":
+		m.changeNode(id, func(n *pb.Node) { n.Pool = rapid.SampledFrom([]string{"", "default", "gpu"}).Draw(m.t, "pool") })
 	case "grow":
 		m.changeNode(id, func(n *pb.Node) { n.Capacity.CpuMillis += 500 })
 	case "forget":
@@ -154,7 +164,10 @@ func (m *machine) changeAWorkload() {
 		},
 		Placement: &pb.Placement{Policy: pb.PlacementPolicy(rapid.IntRange(0, 1).Draw(m.t, "policy"))},
 		Update:    m.strategy(),
-		Priority:  proto.Int32(rapid.Int32Range(40, 60).Draw(m.t, "priority")),
+		Priority:  proto.Int32(rapid.SampledFrom([]int32{0, 40, 50, 55, 60, 100}).Draw(m.t, "priority")),
+		Preemption: &pb.Preemption{
+			NeverPreempts: rapid.IntRange(0, 5).Draw(m.t, "patient") == 0, Protected: rapid.IntRange(0, 5).Draw(m.t, "protected") == 0,
+		},
 		// By name, so that it stays what it is: exclusive work that becomes
 		// something else is no promise to keep.
 		Exclusive: id == "a" || id == "d",
@@ -165,8 +178,39 @@ func (m *machine) changeAWorkload() {
 	if id == "c" {
 		spec.Kind = rapid.SampledFrom([]pb.WorkloadKind{pb.WorkloadKind_SERVICE, pb.WorkloadKind_GLOBAL}).Draw(m.t, "kind")
 	}
+	if id == "d" && rec.Spec != nil {
+		// Admission lets no kind change, and what of a job has failed has no room to
+		// fall back on.
+		spec.Kind = rec.Spec.Kind
+	}
+	if spec.Kind == pb.WorkloadKind_JOB {
+		spec.Update = &pb.UpdateStrategy{MaxParallel: spec.Update.MaxParallel}
+	}
 	if rapid.Bool().Draw(m.t, "constrained") {
 		spec.Placement.NodeLabels = map[string]string{"zone": "eu"}
+	}
+	switch rapid.IntRange(0, 3).Draw(m.t, "tolerates") {
+	case 0:
+		spec.Placement.Tolerations = []*pb.Toleration{{Key: "bad"}}
+	case 1:
+		spec.Placement.Tolerations = []*pb.Toleration{{Effect: pb.TaintEffect_NO_SCHEDULE.Enum()}, {Key: "other"}}
+	}
+	spec.Placement.Pools = rapid.SampledFrom([][]string{nil, nil, {"*"}, {"default", "gpu"}}).Draw(m.t, "pools")
+	if spec.Kind != pb.WorkloadKind_GLOBAL {
+		anyPreference(m.t, spec.Placement)
+		anyWish(m.t, spec.Placement)
+	}
+	if rapid.Bool().Draw(m.t, "labelled") {
+		spec.Labels = map[string]string{"app": rapid.SampledFrom([]string{"x", "y"}).Draw(m.t, "app")}
+	}
+	if rapid.IntRange(0, 2).Draw(m.t, "geared") == 0 {
+		spec.Resources.Devices = []*pb.DeviceRequest{{Name: "gpu", Count: rapid.Int32Range(0, 2).Draw(m.t, "gpus")}}
+		if rapid.Bool().Draw(m.t, "large") {
+			spec.Resources.Devices[0].Constraints = []*pb.Constraint{{Label: "memory", Operator: pb.Constraint_GREATER, Values: []string{"10"}}}
+		}
+	}
+	if rapid.IntRange(0, 2).Draw(m.t, "stored") == 0 {
+		spec.Resources.Storage = []*pb.StorageRequest{{Driver: rapid.SampledFrom([]string{"", "nfs"}).Draw(m.t, "driver"), Size: "3Gi"}, {Pool: "data", Size: rapid.SampledFrom([]string{"1Gi", "4Gi"}).Draw(m.t, "size")}}
 	}
 	container := &pb.ContainerSpec{Image: rapid.SampledFrom([]string{"v1", "v2"}).Draw(m.t, "image")}
 	switch rapid.IntRange(0, 3).Draw(m.t, "ports") {
@@ -176,7 +220,51 @@ func (m *machine) changeAWorkload() {
 		container.Ports = []*pb.Port{{ContainerPort: 80}, {HostPort: 81, ContainerPort: 81, HostIp: "127.0.0.1"}}
 	}
 	spec.Spec = &pb.WorkloadSpec_Container{Container: container}
-	m.submit(spec, fmt.Sprint(container.Image, spec.Resources.Cpu, spec.Resources.Memory, len(container.Ports)))
+	m.submit(spec, fmt.Sprint(container.Image, spec.Resources.Cpu, spec.Resources.Memory, len(container.Ports), spec.Resources.Devices, spec.Resources.Storage))
+}
+
+// equipForAll gives a node more than all could ask for.
+func equipForAll(n *pb.Node) {
+	d := &pb.Device{Name: "gpu", Ids: []string{"0", "1", "2", "a"}, Attributes: map[string]string{"memory": "40"}}
+	for i := range 200 {
+		d.Ids = append(d.Ids, fmt.Sprint("g", i))
+	}
+	n.Devices = []*pb.Device{d}
+	n.StoragePools = []*pb.StoragePool{
+		{Name: "data", Driver: "local", CapacityBytes: 1000 << 30}, {Name: "share", Driver: "nfs", CapacityBytes: 1000 << 30},
+	}
+}
+
+// equipNode gives a node devices and storage, or none.
+func equipNode(t *rapid.T, n *pb.Node, scale int64) {
+	if rapid.Bool().Draw(t, "gpus") || scale > 1 {
+		n.Devices = []*pb.Device{
+			{Name: "gpu", Ids: []string{"0", "1", "2"}, Attributes: map[string]string{"memory": "40"}}, {Name: "gpu", Ids: []string{"a"}, Paths: []string{"/dev/a"}},
+		}
+	}
+	if rapid.Bool().Draw(t, "pools") || scale > 1 {
+		n.StoragePools = []*pb.StoragePool{
+			{Name: "data", Driver: "local", CapacityBytes: scale * 6 << 30}, {Name: "share", Driver: "nfs", CapacityBytes: scale * 5 << 30},
+		}
+	}
+}
+
+// anyPreference has a placement look at where replicas are, now and then.
+func anyPreference(t *rapid.T, placement *pb.Placement) {
+	if rapid.IntRange(0, 3).Draw(t, "bounded") == 0 {
+		placement.MaxPerNode = rapid.Int32Range(1, 2).Draw(t, "maxPerNode")
+	}
+	if rapid.IntRange(0, 3).Draw(t, "affine") == 0 {
+		placement.Affinities = []*pb.Affinity{{Label: "zone", Values: []string{"us"}, Weight: proto.Int32(rapid.SampledFrom([]int32{-50, 10, 100}).Draw(t, "weight"))}}
+	}
+	switch rapid.IntRange(0, 5).Draw(t, "spread") {
+	case 0:
+		placement.Spread = []*pb.Spread{{Label: "zone"}}
+	case 1:
+		placement.Spread = []*pb.Spread{{Label: "zone", MaxSkew: rapid.Int32Range(1, 2).Draw(t, "skew")}}
+	case 2:
+		placement.Spread = []*pb.Spread{{Label: "zone", Targets: []*pb.SpreadTarget{{Value: "eu", Percent: 70}}}, {Label: "nothing", Weight: 1}}
+	}
 }
 
 // strategy is one that admission lets pass, but for kinds that it is not for.
@@ -199,6 +287,21 @@ func (m *machine) strategy() *pb.UpdateStrategy {
 	return u
 }
 
+func anyWish(t *rapid.T, placement *pb.Placement) {
+	for range rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "wishes") {
+		a := &pb.WorkloadAffinity{
+			Anti: rapid.Bool().Draw(t, "anti"), Topology: rapid.SampledFrom([]string{"", "zone"}).Draw(t, "topology"),
+			Weight: rapid.SampledFrom([]int32{0, 0, 50}).Draw(t, "weight"),
+		}
+		if rapid.Bool().Draw(t, "byLabel") {
+			a.Labels = map[string]string{"app": rapid.SampledFrom([]string{"x", "y"}).Draw(t, "app")}
+		} else {
+			a.Workload = rapid.SampledFrom(workloadNames).Draw(t, "other")
+		}
+		placement.WorkloadAffinities = append(placement.WorkloadAffinities, a)
+	}
+}
+
 func (m *machine) failSomething() {
 	keys := []string{}
 	for key, kv := range m.scan(model.AssignmentsPrefix) {
@@ -217,7 +320,7 @@ func (m *machine) failSomething() {
 	a := &pb.Assignment{}
 	m.load(model.AssignmentsPrefix+key, a)
 	r := &pb.Replica{}
-	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED {
+	if m.load(model.ReplicasPrefix+key, r) && r.Generation == a.Generation && m.over(r) {
 		return
 	}
 	state := pb.State_FAILED
@@ -267,12 +370,15 @@ func (m *machine) commit(n int) {
 	for range min(n, len(m.proposed)) {
 		step := m.proposed[0]
 		m.proposed = m.proposed[1:]
-		before := m.revision
+		before, stood, was := m.revision, m.placements(), m.placesBefore(step.Txn)
 		if rapid.IntRange(0, 9).Draw(m.t, "refused") == 0 || !m.apply(step.Txn) {
 			m.picture.Rollback(step)
 			continue
 		}
+		m.checkVictims(step, stood)
 		m.check()
+		m.checkPlaces(was)
+		m.checkApart(was, func(a *pb.WorkloadAffinity) bool { return a.Workload != "" && a.Topology == "" }, false)
 		m.checkPlacements(step.Txn)
 		m.checkExclusive()
 		m.picture.Confirm(step, before+1)
@@ -306,6 +412,7 @@ func (m *machine) checkPlacements(txn *pb.Txn) {
 		if n.State != pb.NodeState_READY || n.Unschedulable || n.Draining || !n.Runtimes[0].Healthy || wanted != "" && zone != wanted {
 			m.t.Fatalf("%s is assigned to %s, which may not take it: %v", put.Key, a.NodeId, n)
 		}
+		m.checkAdmitted(n, w.Spec.Placement)
 		if a.Generation > m.revision {
 			m.t.Fatalf("%s: generation %d at revision %d", put.Key, a.Generation, m.revision)
 		}
@@ -334,6 +441,12 @@ func (m *machine) checkDisruptions(plan *Plan) {
 	now := map[string]bool{}
 	for i := range plan.Steps {
 		m.touches(&plan.Steps[i], now)
+		// What has to make room is no matter of its own update strategy.
+		for _, e := range plan.Steps[i].effects {
+			if e.workload != "" {
+				delete(serving, strings.TrimPrefix(model.ReplicaKey(e.workload, e.number), model.ReplicasPrefix))
+			}
+		}
 	}
 	for _, id := range workloadNames {
 		w, ro := &pb.Workload{}, &pb.Rollout{}
@@ -457,12 +570,14 @@ func (m *machine) converge() {
 			n.Unschedulable, n.Draining, n.DrainDeadline = false, false, nil
 			n.Capacity = &pb.NodeCapacity{CpuMillis: 100_000, MemoryBytes: 100 << 30, DiskBytes: 100 << 30}
 			n.Runtimes[0].Healthy = true
-			n.UserLabels = map[string]string{"zone": "eu"}
+			equipForAll(n)
+			n.UserLabels, n.UserTaints, n.Pool = map[string]string{"zone": "eu"}, nil, ""
 		})
 		m.comeBack(id)
 	}
 	for _, id := range workloadNames {
 		m.retry(id)
+		m.changeWorkload(id, func(w *pb.Workload) { w.Spec.Placement.MaxPerNode, w.Spec.Placement.WorkloadAffinities = 0, nil })
 	}
 	for range 400 {
 		plan := m.settle(nil)
@@ -523,8 +638,7 @@ func (m *machine) checkRest() {
 			want = []pb.State{pb.State_STOPPED}
 		}
 		// A port on every node, or none left to take it: as many as there are nodes.
-		ports := w.Spec.GetContainer().Ports
-		short := len(ports) > 0
+		short := len(w.Spec.GetContainer().Ports) > 0
 		if !slices.Contains(want, st.State) && !(short && st.State == pb.State_PENDING) &&
 			!(short && st.State == pb.State_UPDATING && st.Reason.GetCode() == pb.ReasonCode_NO_PLACEMENT) &&
 			!(short && st.State == pb.State_FAILED && rollout.State == pb.RolloutState_ROLLOUT_FAILED) {
@@ -602,6 +716,9 @@ func dump(p *Picture) string {
 	p.index.rebuild(p.nodes)
 	for _, id := range sortedKeys(p.nodes) {
 		n := p.nodes[id]
+		if n.gear != nil {
+			fmt.Fprintf(&out, "gear %v %v %v %v\n", n.gear.devices, n.gear.pools, n.gear.taken, n.gear.used)
+		}
 		fmt.Fprintf(&out, "node %s mod %d lease %d %v %v %v %d %d free %v of %v reserving %d ports %v assigned %d observed %d indexed %v",
 			n.id, n.mod, n.lease, n.state, n.unschedulable, n.draining, n.drainDeadline, n.transition, n.free, n.capacity,
 			n.reserving, n.ports, len(n.assigned), len(n.observed), n.indexed && n.open())
@@ -619,12 +736,18 @@ func dump(p *Picture) string {
 		for _, r := range w.revisions {
 			revisions = append(revisions, fmt.Sprintf("%s %d %x", r.name, r.mod, r.value))
 		}
-		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d\n",
-			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record))
+		fmt.Fprintf(&out, "workload %s mod %d created %d status %d %v rollout %d %v revisions %v leaving %v %v assumed %v %v global %v record %d runs %d\n",
+			w.id, w.mod, w.created, w.statusMod, w.status, w.rolloutMod, w.rollout, revisions, w.leaving, w.rewriting, w.assumed, w.assumedRollout, p.globals.has(w), len(w.record), len(p.runs[id]))
 		if w.want != nil {
 			want := *w.want
 			fmt.Fprintf(&out, "  shape %q used %d filter used %d\n", want.shape.key, want.shape.uses, want.shape.filter.uses)
-			want.shape = nil
+			if want.schedule != nil {
+				fmt.Fprintf(&out, "  schedule %v of %v\n", want.schedule.Schedule, want.schedule.job)
+			}
+			fmt.Fprintf(&out, "  run %v\n", want.run)
+			fmt.Fprintf(&out, "  layout %q used %d\n", want.layout.key, want.layout.uses)
+			fmt.Fprintf(&out, "  labels %v matches %d repels %d\n", w.labels, len(w.matches), len(w.repels))
+			want.shape, want.layout, want.wishes, want.schedule, want.run = nil, nil, nil, nil, nil
 			fmt.Fprintf(&out, "  wants %+v\n", want)
 		}
 		for _, r := range w.replicas {
@@ -644,6 +767,11 @@ func dump(p *Picture) string {
 			out.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes\n", len(p.classes), len(p.filters), len(p.shapes))
+	for _, key := range sortedKeys(p.terms) {
+		t := p.terms[key]
+		fmt.Fprintf(&out, "term %s used %d:%s;%s\n", key, t.uses, t.targets.dump(p, t), t.repellers.dump(p, t))
+	}
+	fmt.Fprintf(&out, "%d selectors, %d labels\n", len(p.selectors), len(p.labelled))
+	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes, %d layouts, priorities %v\n", len(p.classes), len(p.filters), len(p.shapes), len(p.layouts), p.priorities)
 	return out.String()
 }

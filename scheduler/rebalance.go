@@ -169,7 +169,7 @@ func byName(all []*replica) []*replica {
 func movable(r *replica) bool {
 	want := r.w.want
 	return want != nil && want.kind == pb.WorkloadKind_SERVICE && want.desired == pb.DesiredState_DESIRED_RUNNING &&
-		!want.exclusive && want.policy == pb.PlacementPolicy_SPREAD && r.number < want.replicas && r.serves()
+		!want.exclusive && want.layout.plain() && len(want.wishes) == 0 && want.policy == pb.PlacementPolicy_SPREAD && r.number < want.replicas && r.serves()
 }
 
 // rebalance moves the replica that the decider wants away to a node that is better
@@ -216,7 +216,7 @@ func (b *builder) rebalance() {
 func (b *builder) evener(from, to *node) bool {
 	d := b.d
 	was := d.fullness(from, amounts{})
-	return was-d.fullness(to, amounts{}) >= d.threshold() && d.fullness(to, b.w.want.shape.needs) < was &&
+	return to.class.unloved() <= from.class.unloved() && was-d.fullness(to, amounts{}) >= d.threshold() && d.fullness(to, b.w.want.shape.needs) < was &&
 		b.run.holding(to) < b.run.holding(from)
 }
 

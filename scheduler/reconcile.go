@@ -128,7 +128,8 @@ const (
 	leave
 	// Assign it anew now, on its node if that will do.
 	replace
-	// Tell its agent to stop it; its room stays reserved.
+	// Tell its agent to stop it; its room stays reserved. What of a job has failed has
+	// nothing to stop, and the room that it left may be taken.
 	tellToStop
 	// Its agent will stop it.
 	awaitStop
@@ -377,6 +378,10 @@ func (b *builder) reconcile(r *replica, want desire) {
 	case replace:
 		b.replace(b.renewal(r))
 	case tellToStop:
+		if r.over() {
+			b.dropRetry(r)
+			break
+		}
 		b.restate(r, pb.DesiredState_DESIRED_STOPPED)
 		b.dropRetry(r)
 		b.say(note{kind: pb.EventType_WORKLOAD_UPDATED, verb: verbStopped, number: r.number, node: n.id})

@@ -39,11 +39,11 @@ type assignment struct {
 	desired     pb.DesiredState
 	exclusive   bool
 	explanation string
+	equipment   *equipment
 	created     int64
 	// It was made to even the load.
 	rebalanced bool
-	// It counts against its node's capacity: all do but those that ran to
-	// their end.
+	// It counts against its node's capacity: all do but those whose run is over.
 	reserves bool
 }
 
@@ -75,9 +75,10 @@ type assumption struct {
 	node       *node
 	generation int64
 	// What it reserves beyond the assignment that is there.
-	needs    amounts
-	ports    []portUse
-	reserves bool
+	needs     amounts
+	ports     []portUse
+	equipment *equipment
+	reserves  bool
 	// The assignment that is there is deleted.
 	gone bool
 }
@@ -151,7 +152,7 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 			mod: mod, node: p.nodeNamed(rec.NodeId), generation: rec.Generation,
 			revision: p.intern(rec.Revision), uid: p.intern(rec.WorkloadUid), restart: rec.RestartGeneration,
 			needs: amounts{rec.CpuMillis, rec.MemoryBytes, rec.DiskBytes}, ports: rec.Ports, runtime: rec.Type,
-			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation),
+			desired: rec.DesiredState, exclusive: rec.Exclusive, explanation: p.intern(rec.Explanation), equipment: equipmentOf(rec.Devices, rec.Storage),
 			created: unixNano(rec.CreateTime), rebalanced: wasRebalanced(rec),
 		}
 	}
@@ -165,6 +166,8 @@ func (p *Picture) putAssignment(id string, number int32, mod int64, rec *pb.Assi
 		if n != nil {
 			r.assignedAt = int32(len(n.assigned))
 			n.assigned = append(n.assigned, r)
+			n.version++
+			p.newVictims(w)
 		}
 	}
 	p.reserve(r, false)
@@ -232,18 +235,35 @@ func (r *replica) reported() pb.State {
 	return pb.State_SCHEDULED
 }
 
-// reserve counts the assignment against its node, unless it ran to its end and
+// over reports whether the replica has ended and is not run again on account of
+// its assignment: with success, or, of a job, with a failure. The next attempt,
+// if there is one, is a new assignment.
+func (r *replica) over() bool {
+	switch r.reported() {
+	case pb.State_COMPLETED:
+		return true
+	case pb.State_FAILED:
+		return r.w.job() && ended(r.observed.reason)
+	default:
+		return false
+	}
+}
+
+// reserve counts the assignment against its node, unless its run is over and it
 // is not held, and ends the assumption that it was there.
 func (p *Picture) reserve(r *replica, held bool) {
 	a := &r.assignment
 	if r.next != nil && r.next.reserves && a.generation >= r.next.generation {
 		p.dropAssumed(r)
 	}
-	if a.mod == 0 || r.reported() == pb.State_COMPLETED && !held {
+	if a.mod == 0 || r.over() && !held {
 		return
 	}
 	a.reserves = true
+	a.node.version++
 	a.node.take(a.needs, usedPorts(a.ports))
+	a.node.equip(a.equipment)
+	p.countPresence(r.w, a.node, presence{1, r.settled()}, true)
 	p.index.update(a.node)
 }
 
@@ -254,7 +274,10 @@ func (p *Picture) unreserve(r *replica) bool {
 		return false
 	}
 	a.reserves = false
+	a.node.version++
 	a.node.give(a.needs, usedPorts(a.ports))
+	a.node.unequip(a.equipment)
+	p.countPresence(r.w, a.node, presence{-1, -r.settled()}, true)
 	p.madeRoom(a.node)
 	return true
 }
@@ -265,6 +288,8 @@ func (p *Picture) dropAssumed(r *replica) {
 	}
 	r.next.reserves = false
 	r.next.node.give(r.next.needs, r.next.ports)
+	r.next.node.unequip(r.next.equipment)
+	p.countPresence(r.w, r.next.node, presence{all: -1}, true)
 	p.madeRoom(r.next.node)
 	p.forgetNode(r.next.node)
 }

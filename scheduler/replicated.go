@@ -21,12 +21,12 @@ type candidate struct {
 // numbered from 0, and during updates some beyond them.
 func (b *builder) replicated() {
 	want := b.w.want
-	b.tally.desired = want.replicas
+	b.tally.desired, b.tally.job = want.replicas, b.w.job()
 	b.beginRollout()
 	at, _ := b.w.search(want.replicas + want.update.beyond())
 	// Surplus ones go first, the highest number first.
 	for _, r := range slices.Backward(b.w.replicas[at:]) {
-		if r.next != nil {
+		if b.taken(r) {
 			b.tally.busy = true
 			continue
 		}
@@ -89,7 +89,7 @@ func (b *builder) consider(number int32, r *replica) {
 	switch {
 	case r == nil:
 		b.place(number, nil)
-	case r.next != nil:
+	case b.taken(r):
 		b.tally.busy = true
 		b.tally.disrupted++
 	default:
@@ -109,12 +109,18 @@ func (b *builder) place(number int32, r *replica) {
 	}
 	to, ok := b.run.choose(number, b.seed(number, r), avoid, false)
 	if !ok {
+		to, ok = b.preempt(number, r, avoid, nil)
+	}
+	if !ok {
 		b.tally.pending++
+		if t != nil && t.reason.GetCode() == pb.ReasonCode_PREEMPTED {
+			b.tally.preempted = t.reason
+		}
 		b.waiting = true
 		return
 	}
 	b.clearWait(r, t)
-	b.assign(number, r, to, b.run.reason)
+	b.assign(number, r, to, b.run.explain(&to))
 	b.tally.assigned++
 	b.tally.scheduled++
 	b.tally.disrupted++
@@ -307,6 +313,10 @@ func (b *builder) replace(c candidate) bool {
 			avoid = t.failedNodes
 		}
 		to, ok = b.run.choose(r.number, b.seed(r.number, r), avoid, false)
+		// What has to leave takes the room of others; what serves does without.
+		if from := r.assignment.node; !ok && (from.lost() || from.drains()) && (!b.exclusive(r) || b.vacated(r, from)) {
+			to, ok = b.preempt(r.number, r, avoid, nil)
+		}
 	}
 	if !ok {
 		b.waiting = true
@@ -355,7 +365,7 @@ func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
 		return
 	}
 	b.tally.scheduled++
-	verb, explanation := verbMoved, b.run.reason+"; "+why
+	verb, explanation := verbMoved, b.run.explain(&to)+"; "+why
 	if to.node == from {
 		verb, explanation = verbReplaced, "where it was; "+why
 	}

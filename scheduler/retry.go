@@ -43,9 +43,12 @@ func refused(code pb.ReasonCode) bool {
 
 // final reports whether the work itself ended and must not run again: restart
 // condition never. Everything else may go better later, or on another node.
-func final(reason *pb.Reason) bool {
-	ended := reason.Code == pb.ReasonCode_EXITED || reason.Code == pb.ReasonCode_OUT_OF_MEMORY
-	return ended && !reason.Retryable
+func final(reason *pb.Reason) bool { return ended(reason) && !reason.Retryable }
+
+// ended reports whether a replica failed by itself, so that nothing of it runs
+// any more. One that could not be started may have left its predecessor running.
+func ended(reason *pb.Reason) bool {
+	return reason.GetCode() == pb.ReasonCode_EXITED || reason.GetCode() == pb.ReasonCode_OUT_OF_MEMORY
 }
 
 // givenUp says so.
@@ -147,7 +150,9 @@ func (b *builder) attempt(r *replica, t *retry, avoid []string, reason *pb.Reaso
 		to, ok = b.run.fitsInPlace(r, seed)
 	}
 	if !ok && b.w.want.kind != pb.WorkloadKind_GLOBAL {
-		to, ok = b.run.choose(r.number, seed, avoid, false)
+		if to, ok = b.run.choose(r.number, seed, avoid, false); !ok {
+			to, ok = b.preempt(r.number, r, avoid, nil)
+		}
 	}
 	if !ok {
 		b.waiting = true

@@ -176,10 +176,10 @@ func (b *builder) considerHeld() {
 func (b *builder) asFormer(do func()) {
 	o, want, updated, current := &b.rollout, b.w.want, b.tally.updated, b.tally.current
 	b.endRun()
-	b.w.want, b.run, o.atFormer = o.former, run{d: b.d, w: b.w}, true
+	b.w.want, b.run, o.atFormer = o.former, b.newRun(), true
 	do()
 	b.endRun()
-	b.w.want, b.run, o.atFormer = want, run{d: b.d, w: b.w}, false
+	b.w.want, b.run, o.atFormer = want, b.newRun(), false
 	b.tally.updated, b.tally.current = updated, current
 }
 
@@ -192,7 +192,7 @@ func (p *Picture) wantAt(w *workload, revision string) *want {
 	}
 	out := p.wantOf(rec)
 	if out.invalid != "" {
-		p.dropShape(out.shape)
+		p.dropWant(out)
 		return nil
 	}
 	return out
@@ -284,7 +284,7 @@ func (b *builder) dismiss(r *replica, others int) {
 		b.tally.serving++
 		return
 	}
-	if r.next != nil {
+	if b.taken(r) {
 		b.tally.busy = true
 		return
 	}

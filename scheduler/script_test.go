@@ -121,6 +121,10 @@ func (s *script) command(f []string) {
 			k, v, _ := strings.Cut(args[1], "=")
 			n.UserLabels = map[string]string{k: v}
 		})
+	case "taint":
+		s.changeNode(args[0], func(n *pb.Node) { n.UserTaints = s.taints(args[1:]) })
+	case "pool":
+		s.changeNode(args[0], func(n *pb.Node) { n.Pool = args[1] })
 	case "unwell", "well":
 		s.changeNode(args[0], func(n *pb.Node) { n.Runtimes[0].Healthy = verb == "well" })
 	case "submit", "update":
@@ -154,6 +158,10 @@ func (s *script) command(f []string) {
 		s.reportLine(args)
 	case "after":
 		s.now = s.now.Add(s.duration(args[0]))
+	case "preemption":
+		s.put(model.SchedulerKey, &pb.SchedulerConfig{NoPreemption: args[0] == "off"})
+	case "run":
+		s.run(args[0])
 	case "why":
 		s.see()
 		s.explain(args[0])
@@ -184,6 +192,8 @@ func (s *script) addNode(args []string) {
 	capacity := &pb.Resources{Cpu: "4", Memory: "8Gi", Disk: "100Gi"}
 	labels := map[string]string{}
 	runtime := pb.WorkloadType_CONTAINER
+	var devices []*pb.Device
+	var pools []*pb.StoragePool
 	for _, a := range args[1:] {
 		k, v, _ := strings.Cut(a, "=")
 		switch k {
@@ -193,6 +203,26 @@ func (s *script) addNode(args []string) {
 			capacity.Memory = v
 		case "disk":
 			capacity.Disk = v
+		case "device":
+			// gpu:0,1,2 or gpu:0,1:memory=40
+			name, rest, _ := strings.Cut(v, ":")
+			ids, attribute, _ := strings.Cut(rest, ":")
+			d := &pb.Device{Name: name, Ids: strings.Split(ids, ",")}
+			for _, id := range d.Ids {
+				d.Paths = append(d.Paths, "/dev/"+name+id)
+			}
+			if k, v, ok := strings.Cut(attribute, "="); ok {
+				d.Attributes = map[string]string{k: v}
+			}
+			devices = append(devices, d)
+		case "storage":
+			// data:10Gi or data:10Gi:nfs
+			parts := strings.Split(v+":local", ":")
+			n, err := model.ParseBytes(parts[1])
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			pools = append(pools, &pb.StoragePool{Name: parts[0], CapacityBytes: n, Driver: parts[2], Path: "/srv/" + parts[0]})
 		case "runtime":
 			runtime = pb.WorkloadType(pb.WorkloadType_value[strings.ToUpper(v)])
 		default:
@@ -204,6 +234,7 @@ func (s *script) addNode(args []string) {
 		s.t.Fatal(err)
 	}
 	s.node(args[0], c.CpuMillis, c.MemoryBytes, c.DiskBytes, labels, runtime)
+	s.changeNode(args[0], func(n *pb.Node) { n.Devices, n.StoragePools = devices, pools })
 }
 
 // configure reads "rebalance=true moves=2 interval=60s threshold=10".
@@ -287,13 +318,137 @@ func (s *script) submitSpec(args []string) {
 		case "port":
 			host, inside, _ := strings.Cut(v, ":")
 			container.Ports = append(container.Ports, &pb.Port{HostPort: int32(s.number(host)), ContainerPort: int32(s.number(inside))})
+		case "preempts":
+			spec.Preemption = &pb.Preemption{NeverPreempts: v == "no"}
+		case "protected":
+			spec.Preemption = &pb.Preemption{Protected: v == "yes"}
+		case "cron", "zone", "concurrency", "within", "keep", "suspend":
+			s.schedule(spec, k, v)
 		case "where":
 			spec.Placement.Constraints = append(spec.Placement.Constraints, parseConstraint(v))
+		case "tolerate":
+			spec.Placement.Tolerations = append(spec.Placement.Tolerations, parseToleration(v))
+		case "pools":
+			spec.Placement.Pools = strings.Split(v, ",")
+		case "labels":
+			name, value, _ := strings.Cut(v, "=")
+			spec.Labels = map[string]string{name: value}
+		case "near", "apart":
+			spec.Placement.WorkloadAffinities = append(spec.Placement.WorkloadAffinities, s.parseWish(v, k == "apart"))
+		case "device":
+			// gpu, gpu:2 or gpu:2:memory>40
+			parts := strings.SplitN(v, ":", 3)
+			d := &pb.DeviceRequest{Name: parts[0]}
+			if len(parts) > 1 {
+				d.Count = int32(s.number(parts[1]))
+			}
+			if len(parts) > 2 {
+				d.Constraints = append(d.Constraints, parseConstraint(parts[2]))
+			}
+			spec.Resources.Devices = append(spec.Resources.Devices, d)
+		case "storage":
+			// data:10Gi, or :10Gi:nfs for any of a driver
+			parts := strings.Split(v+":", ":")
+			spec.Resources.Storage = append(spec.Resources.Storage, &pb.StorageRequest{Pool: parts[0], Size: parts[1], Driver: parts[2]})
+		case "max":
+			spec.Placement.MaxPerNode = int32(s.number(v))
+		case "spread":
+			spec.Placement.Spread = append(spec.Placement.Spread, s.parseSpread(v))
+		case "prefer":
+			weight, condition, _ := strings.Cut(v, ":")
+			c := parseConstraint(condition)
+			spec.Placement.Affinities = append(spec.Placement.Affinities, &pb.Affinity{
+				Label: c.Label, Operator: c.Operator, Values: c.Values, Weight: proto.Int32(int32(s.number(weight))),
+			})
 		default:
 			s.t.Fatalf("unknown field %q", k)
 		}
 	}
 	s.submit(proto.CloneOf(spec), container.Image+"/"+spec.Resources.Cpu)
+}
+
+func (s *script) taints(texts []string) []*pb.Taint {
+	var taints []*pb.Taint
+	for _, text := range texts {
+		t, err := model.ParseTaint(text)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		taints = append(taints, t)
+	}
+	return taints
+}
+
+// parseToleration reads a taint, or its beginning: "gpu", "gpu=yes".
+func parseToleration(text string) *pb.Toleration {
+	if t, err := model.ParseTaint(text); err == nil {
+		return &pb.Toleration{Key: t.Key, Value: &t.Value, Effect: &t.Effect}
+	}
+	key, value, given := strings.Cut(text, "=")
+	if !given {
+		return &pb.Toleration{Key: key}
+	}
+	return &pb.Toleration{Key: key, Value: &value}
+}
+
+// parseWish reads "db", "app=shop", "db@zone", "db@zone/50".
+func (s *script) parseWish(text string, anti bool) *pb.WorkloadAffinity {
+	out := &pb.WorkloadAffinity{Anti: anti}
+	text, weight, soft := strings.Cut(text, "/")
+	if soft {
+		out.Weight = int32(s.number(weight))
+	}
+	who, topology, _ := strings.Cut(text, "@")
+	out.Topology = topology
+	if name, value, labels := strings.Cut(who, "="); labels {
+		out.Labels = map[string]string{name: value}
+	} else {
+		out.Workload = who
+	}
+	return out
+}
+
+// parseSpread reads "zone/weight=80/skew=1/eu=70/us=30".
+func (s *script) parseSpread(text string) *pb.Spread {
+	parts := strings.Split(text, "/")
+	out := &pb.Spread{Label: parts[0]}
+	for _, part := range parts[1:] {
+		k, v, _ := strings.Cut(part, "=")
+		switch n := int32(s.number(v)); k {
+		case "weight":
+			out.Weight = n
+		case "skew":
+			out.MaxSkew = n
+		default:
+			out.Targets = append(out.Targets, &pb.SpreadTarget{Value: k, Percent: n})
+		}
+	}
+	return out
+}
+
+// schedule sets a field of the schedule; the expression has _ for blanks.
+func (s *script) schedule(spec *pb.WorkloadSpec, k, v string) {
+	if spec.Schedule == nil {
+		spec.Schedule = &pb.Schedule{StartDeadlineSeconds: proto.Int32(3600)}
+	}
+	sch := spec.Schedule
+	switch k {
+	case "cron":
+		if v == "none" {
+			spec.Schedule = nil
+		}
+		sch.Cron = strings.ReplaceAll(v, "_", " ")
+	case "zone":
+		sch.Timezone = v
+	case "concurrency":
+		sch.Concurrency = pb.Schedule_Concurrency(pb.Schedule_Concurrency_value[strings.ToUpper(v)])
+	case "within":
+		sch.StartDeadlineSeconds = proto.Int32(int32(s.duration(v).Seconds()))
+	case "keep":
+		sch.KeepCompleted, sch.KeepFailed = proto.Int32(int32(s.number(v))), proto.Int32(int32(s.number(v)))
+	case "suspend":
+		sch.Suspend = v == "yes"
+	}
 }
 
 func parseConstraint(text string) *pb.Constraint {
@@ -340,6 +495,20 @@ func (s *script) reportLine(args []string) {
 		} else if !s.report(key, pb.State(pb.State_value[strings.ToUpper(args[1])]), reason) {
 			s.t.Fatalf("%s is not assigned", key)
 		}
+	}
+}
+
+// run does what admission does when a user wants a run now.
+func (s *script) run(id string) {
+	v := worldReader{s.world}
+	txn, run, err := model.RunWorkload(v, &pb.WorkloadRequest{Id: id}, model.Meta{Now: s.now, NewID: fmt.Sprintf("new-%d", s.revision)})
+	if err != nil {
+		fmt.Fprintf(&s.out, "refused: %v\n", err)
+		return
+	}
+	fmt.Fprintf(&s.out, "%s is made\n", run.Spec.Id)
+	if !s.apply(txn) {
+		s.t.Fatalf("not carried out: %v", txn)
 	}
 }
 
@@ -407,6 +576,12 @@ func (s *script) tell(op *pb.RequestOp) {
 		for _, p := range a.Ports {
 			fmt.Fprintf(&s.out, ", port %d", p.HostPort)
 		}
+		for _, d := range a.Devices {
+			fmt.Fprintf(&s.out, ", %s %s", d.Name, strings.Join(d.Ids, "+"))
+		}
+		for _, p := range a.Storage {
+			fmt.Fprintf(&s.out, ", %s in %s", model.FormatBytes(p.Bytes), p.Path)
+		}
 		if a.DesiredState != pb.DesiredState_DESIRED_RUNNING {
 			s.out.WriteString(", stopped")
 		}
@@ -433,6 +608,7 @@ func (s *script) tell(op *pb.RequestOp) {
 		e := &pb.Event{}
 		read(e)
 		fmt.Fprintf(&s.out, "event %s %s: %s\n", e.Type, e.WorkloadId, e.Message)
+	case strings.HasPrefix(key, model.RevisionsPrefix):
 	case strings.HasSuffix(key, "/rollout"):
 		r := &pb.Rollout{}
 		read(r)
@@ -440,7 +616,14 @@ func (s *script) tell(op *pb.RequestOp) {
 	case !strings.HasSuffix(key, "/status"):
 		w := &pb.Workload{}
 		read(w)
-		fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
+		switch {
+		case w.Parent == "":
+			fmt.Fprintf(&s.out, "%s is to be %s, %d replicas\n", w.Spec.Id, w.Revision, w.Spec.GetReplicas())
+		case w.Spec.DesiredState == pb.DesiredState_DESIRED_DELETED:
+			fmt.Fprintf(&s.out, "%s is to be deleted\n", w.Spec.Id)
+		default:
+			fmt.Fprintf(&s.out, "%s is made, a run of %s at %s\n", w.Spec.Id, w.Parent, w.ScheduledTime.AsTime().Format("2006-01-02 15:04"))
+		}
 	default:
 		st := &pb.WorkloadStatus{}
 		read(st)
@@ -449,8 +632,20 @@ func (s *script) tell(op *pb.RequestOp) {
 		if st.Updated != st.Running {
 			fmt.Fprintf(&s.out, ", %d updated", st.Updated)
 		}
+		if st.Completed > 0 {
+			fmt.Fprintf(&s.out, ", %d completed", st.Completed)
+		}
 		if st.Failed > 0 {
 			fmt.Fprintf(&s.out, ", %d failed", st.Failed)
+		}
+		if st.ActiveRuns > 0 {
+			fmt.Fprintf(&s.out, ", %d active", st.ActiveRuns)
+		}
+		if st.LastRun != nil {
+			fmt.Fprintf(&s.out, ", last run %s", st.LastRun.AsTime().Format("15:04"))
+		}
+		if st.NextRun != nil {
+			fmt.Fprintf(&s.out, ", next run %s", st.NextRun.AsTime().Format("15:04"))
 		}
 		if st.Reason != nil {
 			fmt.Fprintf(&s.out, ": %s %s", st.Reason.Code, st.Reason.Message)

@@ -28,14 +28,18 @@ type tally struct {
 	// Assigned at the revision that is rolled out, and healthy at it.
 	current, healthy int32
 
+	cron cronTally
+
 	failReason, retryReason *pb.Reason
-	retryAt                 int64
+	// Why a replica that has no place lost the one it had.
+	preempted *pb.Reason
+	retryAt   int64
 	// A node that is lost, and one that has to confirm that an instance is gone.
 	lost, leaving string
 	// Some replicas are part of assumed steps: the counts are not to be relied on.
 	busy bool
-	// The workload is to be stopped, or to be deleted.
-	stop, leave bool
+	// The workload is to be stopped, or to be deleted; it runs to completion.
+	stop, leave, job bool
 }
 
 // fail notes a replica that is given up.
@@ -68,7 +72,7 @@ func (t *tally) state() pb.State {
 		return pb.State_UPDATING
 	case t.scheduled > 0:
 		return pb.State_SCHEDULED
-	case t.completed > 0 && t.completed == t.desired:
+	case t.job && t.completed == t.desired:
 		return pb.State_COMPLETED
 	default:
 		return pb.State_RUNNING
@@ -91,8 +95,10 @@ func (b *builder) reason(state pb.State) *pb.Reason {
 		return r
 	case state == pb.State_UNKNOWN:
 		return &pb.Reason{Code: pb.ReasonCode_NODE_LOST, Message: "node " + t.lost + " is lost; exclusive work moves when it can't be running there any more", Retryable: true}
+	case state == pb.State_PENDING && t.preempted != nil:
+		return &pb.Reason{Code: pb.ReasonCode_PREEMPTED, Message: t.preempted.Message + "; waits for " + b.d.why(&b.run), Retryable: true}
 	case state == pb.State_PENDING || state == pb.State_UPDATING && t.stuck > 0:
-		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: b.d.why(b.w.want.shape), Retryable: true}
+		return &pb.Reason{Code: pb.ReasonCode_NO_PLACEMENT, Message: b.d.why(&b.run), Retryable: true}
 	case state == pb.State_RETRY_PENDING:
 		return t.retryReason
 	case state == pb.State_UPDATING && t.leaving != "":
@@ -101,11 +107,17 @@ func (b *builder) reason(state pb.State) *pb.Reason {
 	return nil
 }
 
-// why says why the shape fits nowhere. Workloads that wait for the same are
-// told the same, as long as nothing was placed in between.
-func (d *decider) why(s *shape) string {
+// why says why the replicas of a run fit nowhere. Workloads that wait for the
+// same are told the same, as long as nothing was placed in between; what keeps
+// a workload away on its own account is its own.
+func (d *decider) why(r *run) string {
+	r.prepare()
+	if !r.indifferent() {
+		return sentence(d.p.causes(r))
+	}
+	s := r.w.want.shape
 	if s.why == "" || s.whyStamp != d.stamp || s.whyPlacements != d.placements {
-		s.why, s.whyStamp, s.whyPlacements = sentence(d.p.causes(s)), d.stamp, d.placements
+		s.why, s.whyStamp, s.whyPlacements = sentence(d.p.causes(r)), d.stamp, d.placements
 	}
 	return s.why
 }
@@ -122,16 +134,22 @@ func (b *builder) writeStatus() {
 		t.pending++
 		b.waiting = true
 	}
+	if t.leave && w.run() != nil && model.Finished(b.known()) {
+		return // How it ended matters to the others of its job until it is gone.
+	}
 	state := t.state()
+	reason := b.reason(state)
+	if w.want.schedule != nil && !t.leave {
+		state, reason = b.scheduledState()
+	}
 	next := &pb.WorkloadStatus{
-		State: state, Reason: b.reason(state), Revision: w.want.revision,
-		Desired: t.desired, Assigned: t.assigned, Running: t.running, Updated: t.updated, Failed: t.failed,
+		State: state, Reason: reason, Revision: w.want.revision,
+		Desired: t.desired, Assigned: t.assigned, Running: t.running, Updated: t.updated, Failed: t.failed, Completed: t.completed,
 	}
-	old := w.status
-	if w.assumed != nil {
-		old = w.assumed
+	if c := &t.cron; w.want.schedule != nil {
+		next.ActiveRuns, next.LastRun, next.NextRun = c.active, stampAt(c.last), stampAt(c.next)
 	}
-	if !b.differs(old, next) {
+	if !b.differs(b.known(), next) {
 		return
 	}
 	b.begin()
@@ -168,7 +186,8 @@ func (b *builder) differs(old, next *pb.WorkloadStatus) bool {
 // onlyMessage reports whether two statuses that are not equal differ in nothing
 // but the message of a pending placement.
 func onlyMessage(old, next *pb.WorkloadStatus) bool {
-	if old.GetReason().GetCode() != pb.ReasonCode_NO_PLACEMENT || next.GetReason().GetCode() != pb.ReasonCode_NO_PLACEMENT {
+	code := old.GetReason().GetCode()
+	if code != next.GetReason().GetCode() || code != pb.ReasonCode_NO_PLACEMENT && code != pb.ReasonCode_PREEMPTED {
 		return false
 	}
 	like := proto.CloneOf(old)

@@ -33,16 +33,19 @@ type Step struct {
 	status *pb.WorkloadStatus
 	// Likewise, the record of a rollout.
 	rollout *pb.Rollout
-	// It deletes the workload's record, or takes it back to an earlier revision.
-	leaves, rewrites bool
+	// It deletes the workload's record, or takes it back to an earlier revision, or
+	// starts or deletes runs of it.
+	leaves, rewrites, runs bool
 	// With it, everything that is to be done about the workload now is done.
 	last bool
 }
 
 // effect is what a step does to one replica.
 type effect struct {
-	number int32
-	next   assumption
+	// Empty: the step's own.
+	workload string
+	number   int32
+	next     assumption
 }
 
 // confirmation is a step that is committed at a revision.
@@ -62,11 +65,20 @@ func (p *Picture) Assume(s Step) {
 		return
 	}
 	for _, e := range s.effects {
-		r := w.replica(e.number)
+		of := p.workloadOf(e, w)
+		if of == nil {
+			continue
+		}
+		r := of.replica(e.number)
 		next := e.next
+		if r.assignment.reserves {
+			p.countPresence(of, r.assignment.node, presence{settled: -r.settled()}, true)
+		}
 		r.next = &next
 		if next.reserves {
+			p.countPresence(of, next.node, presence{all: 1}, true)
 			next.node.take(next.needs, next.ports)
+			next.node.equip(next.equipment)
 			p.index.update(next.node)
 		}
 	}
@@ -76,7 +88,7 @@ func (p *Picture) Assume(s Step) {
 	if s.rollout != nil {
 		w.assumedRollout = s.rollout
 	}
-	w.leaving, w.rewriting = w.leaving || s.leaves, w.rewriting || s.rewrites
+	w.leaving, w.rewriting = w.leaving || s.leaves, w.rewriting || s.rewrites || s.runs
 	if s.last {
 		p.dirty.remove(w)
 	}
@@ -114,18 +126,28 @@ func (p *Picture) settle() {
 
 func (p *Picture) unassume(s Step) {
 	w := p.workloads[s.Workload]
-	if w == nil {
-		return
-	}
 	for _, e := range s.effects {
-		if r := w.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
+		of := p.workloadOf(e, w)
+		if of == nil {
+			continue
+		}
+		if r := of.find(e.number); r != nil && r.next != nil && r.next.generation == e.next.generation {
 			p.dropAssumed(r)
 			r.next = nil
-			if r.assignment.reserves && r.reported() == pb.State_COMPLETED {
+			if r.assignment.reserves {
+				p.countPresence(of, r.assignment.node, presence{settled: 1}, true)
+			}
+			if r.assignment.reserves && r.over() {
 				p.unreserve(r)
 			}
 			p.forgetReplica(r)
 		}
+		if of != w && p.workloads[of.id] == of {
+			p.touch(of)
+		}
+	}
+	if w == nil {
+		return
 	}
 	if s.status != nil && w.assumed == s.status {
 		w.assumed = nil
@@ -136,10 +158,18 @@ func (p *Picture) unassume(s Step) {
 	if s.leaves {
 		w.leaving = false
 	}
-	if s.rewrites {
+	if s.rewrites || s.runs {
 		w.rewriting = false
 	}
 	if p.workloads[s.Workload] == w {
 		p.touch(w)
 	}
+}
+
+// workloadOf is the workload that an effect of w's step is on.
+func (p *Picture) workloadOf(e effect, w *workload) *workload {
+	if e.workload == "" {
+		return w
+	}
+	return p.workloads[e.workload]
 }

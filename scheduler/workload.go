@@ -26,7 +26,8 @@ type workload struct {
 	// A status that was assumed and is not confirmed; decisions compare with it.
 	assumed *pb.WorkloadStatus
 	// Deletion of the record itself was assumed, or that it goes back to an
-	// earlier revision.
+	// earlier revision, or a change of the workload's runs: it is left alone until
+	// that is known.
 	leaving, rewriting bool
 	// As it is stored, for going back; shared with the store.
 	record []byte
@@ -47,6 +48,12 @@ type workload struct {
 	wake int64
 
 	places [sets]int32
+
+	// "k=v", sorted, and where it is in the picture's list for each.
+	labels     []string
+	labelledAt []int32
+	// Terms that speak of it, and those of its own that keep others away.
+	matches, repels []*term
 }
 
 type storedRevision struct {
@@ -67,13 +74,22 @@ type want struct {
 	replicas  int32
 	exclusive bool
 	priority  int32
-	update    strategy
+	// It takes the room of others, and they do not take its own.
+	preempts, protected bool
+	update              strategy
 	// The revision whose canaries were accepted, and when users last changed
 	// something.
 	promoted string
 	changed  int64
 	policy   pb.PlacementPolicy
 	shape    *shape
+	layout   *layout
+	// Of this workload's replicas; 0: no bound.
+	maxPerNode int32
+	wishes     []wish
+	// Of a job that runs by a schedule, and of one of its runs.
+	schedule *schedule
+	run      *pb.Workload
 	// Why nothing can be decided about it: admission lets no such spec pass.
 	invalid string
 }
@@ -95,6 +111,10 @@ type shape struct {
 	why           string
 	whyStamp      uint64
 	whyPlacements int
+
+	// No node can be made room on for it, by a decision, for work of this priority.
+	hopelessStamp uint64
+	hopelessFor   int32
 }
 
 func (p *Picture) workloadNamed(id string) *workload {
@@ -121,13 +141,28 @@ func (p *Picture) forgetWorkload(w *workload) {
 
 func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, value []byte) {
 	w := p.workloadNamed(id)
-	if w.want != nil {
-		p.dropShape(w.want.shape)
-		w.want = nil
-	}
-	w.mod, w.created, w.record = mod, created, value
+	job, run, rank := w.job(), w.run(), w.standing()
+	p.countPriority(w, -1)
+	old := w.want
+	w.mod, w.created, w.want, w.record = mod, created, nil, value
 	if rec != nil {
 		w.want = p.wantOf(rec)
+	}
+	p.relabel(w, labelPairs(rec.GetSpec().GetLabels()))
+	p.relate(w)
+	if old != nil {
+		p.dropWant(old)
+	}
+	p.countPriority(w, 1)
+	if w.standing() != rank {
+		p.rankChanged(w)
+	}
+	if w.job() != job {
+		// What counts against a node's capacity is another matter for jobs.
+		for _, r := range w.replicas {
+			held := p.unreserve(r) && r.next != nil
+			p.reserve(r, held)
+		}
 	}
 	if w.want != nil && w.want.kind == pb.WorkloadKind_GLOBAL {
 		p.globals.add(w)
@@ -136,11 +171,15 @@ func (p *Picture) putWorkload(id string, created, mod int64, rec *pb.Workload, v
 	}
 	w.leaving, w.rewriting = false, false
 	p.touch(w)
+	p.putRun(w, run)
 	p.forgetWorkload(w)
 }
 
+func (w *workload) job() bool { return w.want != nil && w.want.kind == pb.WorkloadKind_JOB }
+
 func (p *Picture) putStatus(id string, mod int64, s *pb.WorkloadStatus) {
 	w := p.workloadNamed(id)
+	p.touchParent(w.run())
 	w.statusMod, w.status = mod, s
 	w.assumed = nil
 	p.touch(w)
@@ -191,14 +230,28 @@ func (p *Picture) wantOf(rec *pb.Workload) *want {
 		out.replicas = max(0, *s.Replicas)
 	}
 	if s != nil && s.Priority != nil {
-		out.priority = *s.Priority
+		out.priority = min(max(*s.Priority, 0), model.MaxPriority)
 	}
+	out.preempts, out.protected = !s.GetPreemption().GetNeverPreempts(), s.GetPreemption().GetProtected()
 	out.exclusive = s.GetExclusive() || out.runtime == pb.WorkloadType_VM
 	needs, ports, err := needsOf(s)
+	if err == nil {
+		out.schedule, err = scheduleOf(rec)
+	}
 	if err != nil {
 		out.invalid = err.Error()
 	}
-	out.shape = p.shapeOf(out.runtime, s.GetPlacement(), needs, ports)
+	if rec.Parent != "" {
+		out.run = rec
+	}
+	devices, storage, err := wishesForGear(s.GetResources())
+	if err != nil {
+		out.invalid = err.Error()
+	}
+	out.shape = p.shapeOf(p.filterOf(out.runtime, s.GetPlacement(), devices, storage), needs, ports)
+	out.layout = p.layoutOf(out.shape.filter, s.GetPlacement())
+	out.wishes = p.wishesOf(s.GetPlacement())
+	out.maxPerNode = s.GetPlacement().GetMaxPerNode()
 	return out
 }
 
@@ -243,8 +296,8 @@ func needsOf(s *pb.WorkloadSpec) (amounts, []*pb.Port, error) {
 	return needs, ports, nil
 }
 
-func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, needs amounts, ports []*pb.Port) *shape {
-	f := p.filterOf(runtime, placement)
+// shapeOf finds or makes the shape with a filter, whose use it takes over.
+func (p *Picture) shapeOf(f *filter, needs amounts, ports []*pb.Port) *shape {
 	key := []byte(f.key)
 	for _, n := range needs {
 		key = strconv.AppendInt(append(key, 0), n, 10)
@@ -263,6 +316,15 @@ func (p *Picture) shapeOf(runtime pb.WorkloadType, placement *pb.Placement, need
 	s := &shape{key: string(key), uses: 1, filter: f, needs: needs, ports: ports}
 	p.shapes[s.key] = s
 	return s
+}
+
+// dropWant gives back what a want shares with others.
+func (p *Picture) dropWant(w *want) {
+	for _, h := range w.wishes {
+		p.dropTerm(h.term)
+	}
+	p.dropLayout(w.layout)
+	p.dropShape(w.shape)
 }
 
 func (p *Picture) dropShape(s *shape) {

@@ -181,10 +181,14 @@ func (w *world) settle(each func(*Plan)) *Plan {
 			return plan
 		}
 		for i := range plan.Steps {
+			was := w.placesBefore(plan.Steps[i].Txn)
 			if !w.apply(plan.Steps[i].Txn) {
 				w.t.Fatalf("step refused though nothing came between: %v", plan.Steps[i].Txn)
 			}
 			w.check()
+			w.checkPlaces(was)
+			w.checkSkew(was)
+			w.checkApart(was, func(*pb.WorkloadAffinity) bool { return true }, true)
 		}
 		if each != nil {
 			each(plan)
@@ -359,6 +363,15 @@ func (w *world) agents() {
 	}
 }
 
+// over reports whether the run that r tells of has ended for good.
+func (w *world) over(r *pb.Replica) bool {
+	rec := &pb.Workload{}
+	job := w.load(model.WorkloadKey(r.WorkloadId), rec) && rec.Spec.Kind == pb.WorkloadKind_JOB
+	code := r.GetReason().GetCode()
+	return r.State == pb.State_COMPLETED ||
+		job && r.State == pb.State_FAILED && (code == pb.ReasonCode_EXITED || code == pb.ReasonCode_OUT_OF_MEMORY)
+}
+
 // check holds what is true after every single transaction: no node is
 // over-committed and no port is given twice.
 func (w *world) check() {
@@ -366,6 +379,7 @@ func (w *world) check() {
 	type load struct {
 		used  amounts
 		ports []portUse
+		gear  map[string]int64
 	}
 	loads := map[string]*load{}
 	for key, kv := range w.scan(model.AssignmentsPrefix) {
@@ -374,16 +388,24 @@ func (w *world) check() {
 			w.t.Fatal(err)
 		}
 		if w.load(model.ReplicasPrefix+strings.TrimPrefix(key, model.AssignmentsPrefix), r) &&
-			r.Generation == a.Generation && r.NodeId == a.NodeId && r.State == pb.State_COMPLETED {
+			r.Generation == a.Generation && r.NodeId == a.NodeId && w.over(r) {
 			continue
 		}
 		l := loads[a.NodeId]
 		if l == nil {
-			l = &load{}
+			l = &load{gear: map[string]int64{}}
 			loads[a.NodeId] = l
 		}
 		for d, n := range (amounts{a.CpuMillis, a.MemoryBytes, a.DiskBytes}) {
 			l.used[d] += n
+		}
+		for _, d := range a.Devices {
+			for _, id := range d.Ids {
+				l.gear[d.Name+":"+id]++
+			}
+		}
+		for _, s := range a.Storage {
+			l.gear[s.Pool] += s.Bytes
 		}
 		for _, u := range usedPorts(a.Ports) {
 			if slices.ContainsFunc(l.ports, u.conflicts) {
@@ -392,6 +414,12 @@ func (w *world) check() {
 			l.ports = append(l.ports, u)
 		}
 	}
+	w.checkGear(func(node string) map[string]int64 {
+		if l := loads[node]; l != nil {
+			return l.gear
+		}
+		return nil
+	})
 	for _, id := range sortedKeys(loads) {
 		n := &pb.Node{}
 		if !w.load(model.NodeKey(id), n) {

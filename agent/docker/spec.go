@@ -73,6 +73,14 @@ func (r *Runtime) configure(w agent.Work, l agent.Labels, digest string) (*conta
 		}
 		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: path, Target: v.GetContainerPath(), ReadOnly: v.GetReadOnly()})
 	}
+	for _, d := range w.Item.GetAssignment().GetDevices() {
+		for _, path := range d.GetPaths() {
+			if err := w.Policy.DevicePath(d.GetName(), path); err != nil {
+				return nil, nil, err
+			}
+			host.Devices = append(host.Devices, container.DeviceMapping{PathOnHost: path, PathInContainer: path, CgroupPermissions: "rwm"})
+		}
+	}
 	var err error
 	config.ExposedPorts, host.PortBindings, err = r.ports(w.Item.GetAssignment().GetPorts())
 	return config, host, err

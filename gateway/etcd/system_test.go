@@ -178,6 +178,10 @@ func TestPutOfANode(t *testing.T) {
 		{"drain and label", func(n map[string]any) {
 			n["draining"], n["user_labels"] = true, map[string]string{"disk": "ssd"}
 		}, "labels changed: disk=ssd rack-, drain asked for", "DRAINING true true map[disk:ssd]"},
+		{"taint", func(n map[string]any) {
+			n["user_taints"] = []map[string]string{{"key": "old", "effect": "NO_SCHEDULE"}}
+		}, "taints changed: old:NoSchedule", "DRAINING true true map[disk:ssd]"},
+		{"no taint", func(n map[string]any) { delete(n, "user_taints") }, "taints changed: old-", "DRAINING true true map[disk:ssd]"},
 		{"stop draining", func(n map[string]any) { n["draining"] = false }, "uncordoned, cordoned", "READY true false map[disk:ssd]"},
 		{"uncordon", func(n map[string]any) { n["unschedulable"] = false }, "uncordoned", "READY false false map[disk:ssd]"},
 		{"drain", func(n map[string]any) { n["draining"] = true }, "drain asked for", "DRAINING true true map[disk:ssd]"},

@@ -139,7 +139,7 @@ machines that run work, and this command line.
 	root.AddCommand(a.workCommands()...)
 	root.AddCommand(a.clusterCommands()...)
 	root.AddCommand(a.machineCommands()...)
-	root.AddCommand(a.workloadGroup(), a.versionCommand())
+	root.AddCommand(a.workloadGroup(), a.jobGroup(), a.versionCommand())
 	return root
 }
 

@@ -46,6 +46,8 @@ func TestCommands(t *testing.T) {
 		"delete new -o name", "get workload nothing", "logs nothing", "member", "member remove x", "frobnicate", "get", "get wrkloads", "get nodes -o xml", "get nodes --output",
 		"events -w --limit -1", "logs web --since yesterday", "run --process --print -e A=1 -p 8080 --cpu 500m --node-label zone=eu sleep 60",
 		"run --print --name web -p 8080:80/udp -p 127.0.0.1:81:81 -v /srv:/data:ro --replicas 2 --restart on-failure 127.0.0.1:5000/demo-web:1 -v", "run --job --print a/b/Some_Tool@sha256:0",
+		"run --process --print --schedule @daily --timezone Europe/Berlin --priority 70 backup", "run --kind global --print x", "run --kind often x", "run --kind service --schedule @daily x", "run --timezone UTC x",
+		"run --kind global --replicas 2 x", "run --schedule nightly x", "job run batch nothing", "job run batch -o name", "job",
 		"run", "run --process -v /a:/b sleep", "run -p x web", "run -v a:/b web", "run --restart sometimes web", "run --global --job web", "run -e =1 web", "run ::", "run --name web web", "join", "join garbage",
 	} {
 		r := u.types(strings.Fields(line)...)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -41,7 +42,7 @@ func (p *page) write(w io.Writer) error {
 	return err
 }
 
-func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
+func (p *page) workload(w *pb.Workload, runs []*pb.Workload, events []*pb.Event, now time.Time) {
 	s, st := w.GetSpec(), w.GetStatus()
 	p.field("ID", s.GetId())
 	p.field("Type", strings.TrimSuffix(typeName(typeOf(s))+", "+strings.ToLower(s.GetKind().String()), ", service"))
@@ -54,7 +55,20 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 	if at := st.GetReason().GetNextRetryAt(); at != nil {
 		p.field("Next try", clock(at, now))
 	}
-	p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	switch {
+	case s.GetSchedule() != nil:
+		last, next := lastAndNext(w, now)
+		p.field("Schedule", scheduleText(s.Schedule))
+		p.field("Last run", last)
+		p.field("Next run", next)
+	case s.GetKind() == pb.WorkloadKind_JOB:
+		p.field("Replicas", fmt.Sprintf("%s completed, %d running", completed(w), st.GetRunning()))
+		if w.Parent != "" {
+			p.field("Run of", w.Parent+", due "+clock(w.ScheduledTime, now))
+		}
+	default:
+		p.field("Replicas", fmt.Sprintf("%s running, %d at the current revision", running(w), st.GetUpdated()))
+	}
 	p.field("Rollout", rolloutText(w))
 	p.field("Runs", whatRuns(s))
 	p.field("Resources", resourcesText(s.GetResources()))
@@ -65,6 +79,7 @@ func (p *page) workload(w *pb.Workload, events []*pb.Event, now time.Time) {
 	if w.UpdateTime != nil {
 		p.field("Updated", clock(w.UpdateTime, now)+" ("+age(w.UpdateTime, now)+" ago)")
 	}
+	p.section("Runs", runTable(runs, now))
 	p.section("Replicas", replicaTable(w.Replicas, now))
 	p.section("Events", eventTable(events, now))
 }
@@ -109,10 +124,44 @@ func placementText(pl *pb.Placement) string {
 		parts = append(parts, labelText(pl.NodeLabels))
 	}
 	for _, c := range pl.Constraints {
-		operator := strings.ToLower(strings.ReplaceAll(c.Operator.String(), "_", " "))
-		parts = append(parts, strings.TrimSpace(c.Label+" "+operator+" "+strings.Join(c.Values, ",")))
+		parts = append(parts, conditionText(c.Label, c.Operator, c.Values))
+	}
+	for _, x := range pl.Affinities {
+		parts = append(parts, fmt.Sprintf("prefers %s (%d)", conditionText(x.Label, x.Operator, x.Values), x.GetWeight()))
+	}
+	for _, x := range pl.Spread {
+		parts = append(parts, "spread over "+x.Label)
+	}
+	for _, x := range pl.WorkloadAffinities {
+		parts = append(parts, wishText(x))
+	}
+	if pl.MaxPerNode > 0 {
+		parts = append(parts, fmt.Sprintf("at most %d on a node", pl.MaxPerNode))
+	}
+	if len(pl.Pools) > 0 {
+		parts = append(parts, "pools "+strings.Join(pl.Pools, ","))
 	}
 	return strings.Join(parts, "; ")
+}
+
+func wishText(a *pb.WorkloadAffinity) string {
+	text := "near "
+	if a.Anti {
+		text = "away from "
+	}
+	text += a.Workload + labelText(a.Labels)
+	if a.Topology != "" {
+		text += " by " + a.Topology
+	}
+	if a.Weight > 0 {
+		text += fmt.Sprintf(" (%d)", a.Weight)
+	}
+	return text
+}
+
+func conditionText(label string, operator pb.Constraint_Operator, values []string) string {
+	name := strings.ToLower(strings.ReplaceAll(operator.String(), "_", " "))
+	return strings.TrimSpace(label + " " + name + " " + strings.Join(values, ","))
 }
 
 func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
@@ -129,7 +178,9 @@ func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
 	}
 	p.field("Workloads", fmt.Sprint(n.Assignments))
 	p.field("Heartbeat", ago(age(n.LastHeartbeat, now)))
+	p.field("Pool", model.PoolOf(n))
 	p.field("Labels", labelText(nodeLabels(n)))
+	p.field("Taints", taintsText(n))
 	p.field("Platform", strings.TrimSpace(strings.Trim(n.Os+"/"+n.Arch, "/")+" "+n.Kernel))
 	p.field("Version", n.Version)
 	p.field("Joined", ago(age(n.CreateTime, now)))

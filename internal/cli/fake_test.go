@@ -213,6 +213,13 @@ func (f *fakeCluster) RestartWorkload(_ context.Context, r *pb.WorkloadRequest) 
 	return f.find(r.Id)
 }
 
+func (f *fakeCluster) RunWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Workload, error) {
+	if _, err := f.find(r.Id); err != nil {
+		return nil, err
+	}
+	return &pb.Workload{Spec: &pb.WorkloadSpec{Id: r.Id + "-29924640-1", Kind: pb.WorkloadKind_JOB}, Parent: r.Id}, nil
+}
+
 func (f *fakeCluster) ExplainWorkload(_ context.Context, r *pb.WorkloadRequest) (*pb.Explanation, error) {
 	if _, err := f.find(r.Id); err != nil {
 		return nil, err
@@ -297,6 +304,16 @@ func (f *fakeCluster) LabelNode(ctx context.Context, r *pb.LabelNodeRequest) (*p
 	}
 	n = proto.CloneOf(n)
 	n.UserLabels = r.Set
+	return n, nil
+}
+
+func (f *fakeCluster) TaintNode(ctx context.Context, r *pb.TaintNodeRequest) (*pb.Node, error) {
+	n, err := f.GetNode(ctx, &pb.NodeRequest{Id: r.Id})
+	if err != nil {
+		return nil, err
+	}
+	n = proto.CloneOf(n)
+	n.UserTaints = r.Set
 	return n, nil
 }
 

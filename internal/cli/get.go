@@ -205,8 +205,14 @@ func (a *app) describeWorkload(ctx context.Context, c *client, id string) error 
 	if err != nil {
 		return err
 	}
+	var runs []*pb.Workload
+	if w.GetSpec().GetSchedule() != nil {
+		if runs, err = runsOf(ctx, c, id); err != nil {
+			return err
+		}
+	}
 	p := a.page()
-	p.workload(w, events.Events, time.Now())
+	p.workload(w, runs, events.Events, time.Now())
 	return p.write(a.Stdout)
 }
 

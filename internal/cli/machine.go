@@ -61,6 +61,10 @@ func (m *machine) sharedFlags() {
 	f.IntVar(&c.GRPCPort, "grpc-port", server.DefaultGRPCPort, "`port` of gRPC and raft")
 	f.IntVar(&c.GossipPort, "gossip-port", server.DefaultGossipPort, "`port` of gossip, TCP and UDP")
 	labelsVar(f, &c.Labels, "label", "", "label `k=v` of this node; may be repeated")
+	f.StringVar(&c.Pool, "pool", "", "`name` of the pool that this node is in (default \"default\")")
+	f.StringSliceVar(&c.Taints, "taint", nil, "taint `KEY[=VALUE]:EFFECT` of this node; may be repeated")
+	documentVar(f, &c.Devices, "devices", "`YAML` list of devices that work may be given: name, ids, paths, attributes")
+	documentVar(f, &c.StoragePools, "storage-pools", "`YAML` list of storage pools: name, driver, capacity, path")
 	f.StringVar(&c.DockerHost, "docker-host", "", "`address` of the Docker Engine (default: DOCKER_HOST or the usual socket; none: no Docker)")
 	f.StringSliceVar(&c.AllowBindRoots, "allow-bind-root", nil, "`directory` below which bind mounts are allowed; may be repeated")
 	f.BoolVar(&c.AllowPrivileged, "allow-privileged", false, "let containers be privileged")
@@ -71,7 +75,7 @@ func (m *machine) sharedFlags() {
 	m.etcdFlags()
 	f.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
-	settings(f, "bind", "https-port", "grpc-port", "gossip-port", "label=labels", "docker-host", "allow-bind-root=allow_bind_roots",
+	settings(f, "bind", "https-port", "grpc-port", "gossip-port", "label=labels", "pool", "taint=taints", "devices", "storage-pools", "docker-host", "allow-bind-root=allow_bind_roots",
 		"allow-privileged", "cpu", "memory", "disk", "lease-ttl", "log-level", "log-format")
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -26,7 +27,7 @@ func (a *app) nodeGroup() *cobra.Command {
 		list, get, describe,
 		a.nodeChange("cordon", "Give nodes no new work; what runs stays", "is cordoned", pb.NodesClient.CordonNode),
 		a.nodeChange("uncordon", "Undo cordon and drain", "takes work again", pb.NodesClient.UncordonNode),
-		a.drainCommand(), a.labelCommand(), a.removeNodeCommand())
+		a.drainCommand(), a.labelCommand(), a.taintCommand(), a.removeNodeCommand())
 	g.Aliases = []string{"nodes"}
 	return g
 }
@@ -148,6 +149,37 @@ func (a *app) labelCommand() *cobra.Command {
 					return about("node", args[0], err)
 				}
 				return a.nodeDone(n, "has labels "+cellText(labelText(nodeLabels(n))))
+			})
+		},
+	}
+}
+
+func (a *app) taintCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "taint ID KEY[=VALUE]:EFFECT... KEY-...", Short: "Keep work away from a node unless it tolerates it, or not any more (KEY-)", Args: takes("ID TAINT..."),
+		Long: `Sets taints of a node, or removes them. Effects are NoSchedule (no new work),
+PreferNoSchedule (no new work where there is another place) and NoExecute (what
+runs has to leave, too). Workloads with a matching toleration do not mind.`,
+		Example: "  persys node taint n1 dedicated=gpu:NoSchedule old-", ValidArgsFunction: a.completeNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request := &pb.TaintNodeRequest{Id: args[0]}
+			for _, text := range args[1:] {
+				if key, ok := strings.CutSuffix(text, "-"); ok && key != "" && !strings.Contains(key, ":") {
+					request.Remove = append(request.Remove, key)
+					continue
+				}
+				taint, err := model.ParseTaint(text)
+				if err != nil {
+					return usageErrorf("%w; or KEY- to remove one", err)
+				}
+				request.Set = append(request.Set, taint)
+			}
+			return a.withClient(cmd, func(ctx context.Context, c *client) error {
+				n, err := c.nodes.TaintNode(ctx, request)
+				if err != nil {
+					return about("node", args[0], err)
+				}
+				return a.nodeDone(n, "has taints "+cellText(taintsText(n)))
 			})
 		},
 	}

@@ -98,9 +98,15 @@ func ofPresent(w *pb.Workload) bool {
 // workload replaces nothing, and is through when everything runs.
 func follows(w *pb.Workload) bool {
 	r := w.GetRollout()
-	goesOn := r.GetState() == pb.RolloutState_ROLLOUT_PROGRESSING || r.GetState() == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION ||
-		r.GetState() == pb.RolloutState_ROLLOUT_ROLLED_BACK && r.EndTime == nil
-	return ofPresent(w) && goesOn && r.Previous != ""
+	switch r.GetState() {
+	case pb.RolloutState_ROLLOUT_AWAITING_PROMOTION:
+		return ofPresent(w)
+	case pb.RolloutState_ROLLOUT_PROGRESSING:
+		return ofPresent(w) && r.Previous != ""
+	case pb.RolloutState_ROLLOUT_ROLLED_BACK:
+		return ofPresent(w) && r.EndTime == nil
+	}
+	return false
 }
 
 // awaitsUser reports whether all canaries are healthy, and somebody has to accept
@@ -128,7 +134,10 @@ func takenBack(w *pb.Workload, g goal) bool {
 // whether it has done so to its end.
 func runsInFull(w *pb.Workload, g goal) bool {
 	st, spec := w.Status, w.Spec
-	if spec.Kind == pb.WorkloadKind_JOB {
+	switch {
+	case spec.Schedule != nil:
+		return st.NextRun != nil || spec.Schedule.Suspend
+	case spec.Kind == pb.WorkloadKind_JOB:
 		return st.State == pb.State_COMPLETED
 	}
 	if st.State != pb.State_RUNNING || st.Running < st.Desired || st.Updated < st.Desired {

@@ -22,6 +22,10 @@ type runOptions struct {
 	replicas   int32
 	global     bool
 	job        bool
+	kind       string
+	schedule   string
+	timezone   string
+	priority   int32
 	ports      []string
 	env        []string
 	volumes    []string
@@ -69,6 +73,10 @@ nodes. What follows the image or command is its own. --print shows the file for
 	flags.Int32Var(&o.replicas, "replicas", 1, "how many")
 	flags.BoolVar(&o.global, "global", false, "one on each node that fits")
 	flags.BoolVar(&o.job, "job", false, "run to completion")
+	flags.StringVar(&o.kind, "kind", "", "service, global or job")
+	flags.StringVar(&o.schedule, "schedule", "", "run a job again and again, at the times of a `cron` expression; implies --job")
+	flags.StringVar(&o.timezone, "timezone", "", "of the schedule, an IANA `name` (default UTC)")
+	flags.Int32Var(&o.priority, "priority", model.DefaultPriority, "0 to 100; higher goes first where room is short")
 	flags.StringArrayVarP(&o.ports, "publish", "p", nil, "port `[[IP:]NODE-PORT:]PORT[/udp]`; without a node port one is chosen; may be repeated")
 	flags.StringArrayVarP(&o.env, "env", "e", nil, "variable `NAME=VALUE`; may be repeated")
 	flags.StringArrayVarP(&o.volumes, "volume", "v", nil, "bind mount `NODE-PATH:PATH[:ro]`; may be repeated")
@@ -83,6 +91,7 @@ nodes. What follows the image or command is its own. --print shows the file for
 	flags.BoolVar(&o.print, "print", false, "print the file for apply; run nothing")
 	must(c.RegisterFlagCompletionFunc("node", a.completeNodes))
 	completeFixed(c, "restart", "always", "on-failure", "never")
+	completeFixed(c, "kind", "service", "global", "job")
 	return c
 }
 
@@ -95,17 +104,18 @@ func (o *runOptions) spec(cmd *cobra.Command, args []string) (*pb.WorkloadSpec, 
 			return nil, fmt.Errorf("no id can be made from %q; give --name", args[0])
 		}
 	}
-	if o.global && o.job || o.global && cmd.Flags().Changed("replicas") {
-		return nil, fmt.Errorf("--global goes with neither --job nor --replicas")
+	var err error
+	if s.Kind, err = o.kindOf(cmd); err != nil {
+		return nil, err
 	}
-	switch {
-	case o.global:
-		s.Kind = pb.WorkloadKind_GLOBAL
-	case o.job:
-		s.Kind = pb.WorkloadKind_JOB
+	if o.schedule != "" {
+		s.Schedule = &pb.Schedule{Cron: o.schedule, Timezone: o.timezone}
 	}
 	if cmd.Flags().Changed("replicas") {
 		s.Replicas = &o.replicas
+	}
+	if cmd.Flags().Changed("priority") {
+		s.Priority = &o.priority
 	}
 	if o.cpu != "" || o.memory != "" {
 		s.Resources = &pb.Resources{Cpu: o.cpu, Memory: o.memory}
@@ -116,7 +126,6 @@ func (o *runOptions) spec(cmd *cobra.Command, args []string) (*pb.WorkloadSpec, 
 			s.Placement.Nodes = []string{o.node}
 		}
 	}
-	var err error
 	if s.Restart, err = parseRestart(o.restart); err != nil {
 		return nil, err
 	}
@@ -151,6 +160,32 @@ func (o *runOptions) spec(cmd *cobra.Command, args []string) (*pb.WorkloadSpec, 
 		s.Spec = &pb.WorkloadSpec_Container{Container: &pb.ContainerSpec{Image: args[0], Args: args[1:], Ports: ports, Volumes: mounts}}
 	}
 	return s, model.Validate(model.Normalize(s))
+}
+
+// kindOf is what --kind and its short forms say.
+func (o *runOptions) kindOf(cmd *cobra.Command) (pb.WorkloadKind, error) {
+	kinds := map[string]pb.WorkloadKind{"": pb.WorkloadKind_SERVICE, "service": pb.WorkloadKind_SERVICE, "global": pb.WorkloadKind_GLOBAL, "job": pb.WorkloadKind_JOB}
+	kind, ok := kinds[o.kind]
+	if !ok {
+		return 0, fmt.Errorf("--kind %q; there are service, global, job", o.kind)
+	}
+	job, global := o.job || o.schedule != "", o.global
+	if o.kind != "" && (job && kind != pb.WorkloadKind_JOB || global && kind != pb.WorkloadKind_GLOBAL) {
+		return 0, fmt.Errorf("--kind %s contradicts --job, --schedule or --global", o.kind)
+	}
+	switch {
+	case job:
+		kind = pb.WorkloadKind_JOB
+	case global:
+		kind = pb.WorkloadKind_GLOBAL
+	}
+	if kind == pb.WorkloadKind_GLOBAL && cmd.Flags().Changed("replicas") || global && job {
+		return 0, fmt.Errorf("--global goes with neither --job nor --replicas")
+	}
+	if o.timezone != "" && o.schedule == "" {
+		return 0, fmt.Errorf("--timezone is of a --schedule")
+	}
+	return kind, nil
 }
 
 func (o *runOptions) environment() (map[string]string, error) {

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -134,6 +136,10 @@ func fromFile(flags *pflag.FlagSet, path string) error {
 }
 
 func setFromNode(flags *pflag.FlagSet, f *pflag.Flag, value *yaml.Node) error {
+	if d, ok := f.Value.(documentValue); ok {
+		f.Changed = true
+		return d.setNode(value)
+	}
 	list, isList := f.Value.(pflag.SliceValue)
 	isMap := f.Value.Type() == "stringToString"
 	switch {
@@ -172,6 +178,61 @@ func setFromNode(flags *pflag.FlagSet, f *pflag.Flag, value *yaml.Node) error {
 	default:
 		return errors.New("must be a single value")
 	}
+}
+
+// documentValue is a flag whose value is YAML, in a file as it is.
+type documentValue struct {
+	// How it was written last.
+	text *string
+	read func(*yaml.Node) error
+}
+
+func documentVar[T any](f *pflag.FlagSet, into *T, name, usage string) {
+	f.Var(documentValue{new(string), func(n *yaml.Node) error {
+		text, err := yaml.Marshal(n)
+		if err != nil {
+			return err
+		}
+		var zero T
+		*into = zero
+		decoder := yaml.NewDecoder(bytes.NewReader(text))
+		decoder.KnownFields(true)
+		if err := decoder.Decode(into); err != nil {
+			// The lines are not those of the file.
+			return errors.New(strings.TrimPrefix(yamlLine.ReplaceAllString(err.Error(), ""), "yaml: "))
+		}
+		return nil
+	}}, name, usage)
+}
+
+var yamlLine = regexp.MustCompile(`line \d+: `)
+
+func (d documentValue) String() string {
+	if d.text == nil {
+		return ""
+	}
+	return *d.text
+}
+
+func (d documentValue) Type() string { return "YAML" }
+
+func (d documentValue) Set(text string) error {
+	var document yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &document); err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if len(document.Content) == 0 {
+		return errors.New("must be a YAML list")
+	}
+	*d.text = text
+	return d.setNode(document.Content[0])
+}
+
+func (d documentValue) setNode(n *yaml.Node) error {
+	if n.Kind != yaml.SequenceNode {
+		return errors.New("must be a list")
+	}
+	return d.read(n)
 }
 
 // didYouMean proposes the nearest of the known words, in words that continue a

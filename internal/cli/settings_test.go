@@ -22,7 +22,8 @@ func testFlags() (*pflag.FlagSet, *server.Config) {
 	f.StringSliceVar(&c.AllowBindRoots, "allow-bind-root", nil, "")
 	f.StringToStringVar(&c.Labels, "label", nil, "")
 	f.String("secret", "", "not a setting")
-	settings(f, "name", "grpc-port", "lease-ttl", "agent", "allow-bind-root=allow_bind_roots", "label=labels")
+	documentVar(f, &c.Devices, "devices", "")
+	settings(f, "name", "grpc-port", "lease-ttl", "agent", "allow-bind-root=allow_bind_roots", "label=labels", "devices")
 	return f, c
 }
 
@@ -76,12 +77,14 @@ lease_ttl: 30s
 agent: true
 allow_bind_roots: [/srv, "/a,b"]
 labels: {zone: eu, note: "a=b,c"}
+devices:
+  - {name: gpu, ids: ["0", 1], paths: [/dev/a, /dev/b], attributes: {memory: "40"}}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprintf("%s %d %s %v %q %q", c.Name, c.GRPCPort, c.LeaseTTL, c.Agent, c.AllowBindRoots, c.Labels)
-	want := `s1 7000 30s true ["/srv" "/a,b"] map["note":"a=b,c" "zone":"eu"]`
+	got := fmt.Sprintf("%s %d %s %v %q %q %q", c.Name, c.GRPCPort, c.LeaseTTL, c.Agent, c.AllowBindRoots, c.Labels, c.Devices)
+	want := `s1 7000 30s true ["/srv" "/a,b"] map["note":"a=b,c" "zone":"eu"] [{"gpu" ["0" "1"] ["/dev/a" "/dev/b"] map["memory":"40"]}]`
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -102,6 +105,8 @@ func TestFileRefused(t *testing.T) {
 		"allow_bind_roots: [[a]]":  `:1: allow_bind_roots: must be a list of plain values`,
 		"labels: zone":             `:1: labels: must be keys with values`,
 		"labels: {zone: [eu]}":     `:1: labels: must be keys with plain values`,
+		"devices: gpu":             `:1: devices: must be a list`,
+		"devices: [{nmae: gpu}]":   `:1: devices: `,
 		"- name":                   `:1: must be keys with values`,
 		"name: 'a":                 `found unexpected end of stream`,
 	} {

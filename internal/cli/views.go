@@ -12,11 +12,28 @@ import (
 
 func workloadTable(workloads []*pb.Workload, now time.Time) table {
 	t := table{head: []string{"ID", "TYPE", "STATE", "RUNNING", "AGE", "REASON", "+REVISION", "+NODES", "+PORTS", "+LABELS"}}
+	// When jobs run is shown where there are any that run by a schedule.
+	scheduled := slices.ContainsFunc(workloads, func(w *pb.Workload) bool { return w.GetSpec().GetSchedule() != nil })
+	if scheduled {
+		t.head = slices.Insert(t.head, 5, "LAST RUN", "NEXT RUN")
+	}
 	for _, w := range workloads {
-		t.add(w.GetSpec().GetId(), typeName(typeOf(w.Spec)), stateName(w.GetStatus().GetState()), running(w), age(w.CreateTime, now),
-			short(reason(w.GetStatus().GetReason())), w.Revision, strings.Join(nodesOf(w), ","), workloadPorts(w), labelText(w.GetSpec().GetLabels()))
+		row := []string{
+			w.GetSpec().GetId(), typeName(typeOf(w.Spec)), stateName(w.GetStatus().GetState()), running(w), age(w.CreateTime, now),
+			short(reason(w.GetStatus().GetReason())), w.Revision, strings.Join(nodesOf(w), ","), workloadPorts(w), labelText(w.GetSpec().GetLabels()),
+		}
+		if scheduled {
+			last, next := lastAndNext(w, now)
+			row = slices.Insert(row, 5, last, next)
+		}
+		t.add(row...)
 	}
 	return t
+}
+
+// completed is how many replicas of a job have completed, of how many.
+func completed(w *pb.Workload) string {
+	return fmt.Sprintf("%d/%d", w.GetStatus().GetCompleted(), w.GetStatus().GetDesired())
 }
 
 // typeOf is the type that is written, or that of the spec that is there.
@@ -60,11 +77,11 @@ func workloadPorts(w *pb.Workload) string {
 }
 
 func nodeTable(nodes []*pb.Node, now time.Time) table {
-	t := table{head: []string{"ID", "STATE", "CPU", "MEMORY", "WORKLOADS", "RUNTIMES", "AGE", "+DISK", "+ADDRESS", "+VERSION", "+HEARTBEAT", "+PLATFORM", "+LABELS", "+REASON"}}
+	t := table{head: []string{"ID", "STATE", "CPU", "MEMORY", "WORKLOADS", "RUNTIMES", "AGE", "+DISK", "+ADDRESS", "+VERSION", "+HEARTBEAT", "+PLATFORM", "+POOL", "+LABELS", "+TAINTS", "+REASON"}}
 	for _, n := range nodes {
 		t.add(n.Id, nodeState(n), cpuShare(n.Reserved, n.Capacity), memoryShare(n.Reserved, n.Capacity), fmt.Sprint(n.Assignments),
 			runtimeText(n.Runtimes), age(n.CreateTime, now), diskShare(n.Reserved, n.Capacity), n.Address, n.Version, age(n.LastHeartbeat, now),
-			strings.Trim(n.Os+"/"+n.Arch, "/"), labelText(nodeLabels(n)), reason(n.Reason))
+			strings.Trim(n.Os+"/"+n.Arch, "/"), model.PoolOf(n), labelText(nodeLabels(n)), taintsText(n), reason(n.Reason))
 	}
 	return t
 }
@@ -136,6 +153,9 @@ func eventRow(e *pb.Event, now time.Time) []string {
 	text := e.Message
 	if text == "" {
 		text = reason(e.Reason)
+	}
+	if e.Drift != pb.DriftKind_DRIFT_KIND_UNSPECIFIED {
+		text = e.Drift.String() + ": " + text
 	}
 	return []string{clock(e.Time, now), eventName(e.Type), workload, e.NodeId, text, e.Actor, reason(e.Reason)}
 }

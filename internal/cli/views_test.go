@@ -43,12 +43,39 @@ func sampleWorkloads() []*pb.Workload {
 	}
 }
 
+// sampleJob runs by a schedule; sampleRuns are its runs, the newest first.
+func sampleJob() *pb.Workload {
+	return &pb.Workload{
+		Spec: &pb.WorkloadSpec{
+			Id: "backup", Kind: pb.WorkloadKind_JOB, Spec: &pb.WorkloadSpec_Process{Process: &pb.ProcessSpec{Command: "backup"}},
+			Schedule: &pb.Schedule{Cron: "30 * * * *", Timezone: "Europe/Berlin", Concurrency: pb.Schedule_REPLACE, Suspend: true},
+		},
+		Revision: "45c48cce", CreateTime: before(50 * time.Hour),
+		Status: &pb.WorkloadStatus{State: pb.State_RUNNING, Revision: "45c48cce", LastRun: before(31 * time.Minute), NextRun: before(-29 * time.Minute), ActiveRuns: 1},
+	}
+}
+
+func sampleRuns() []*pb.Workload {
+	return []*pb.Workload{
+		{
+			Spec:   &pb.WorkloadSpec{Id: "backup-29924609", Kind: pb.WorkloadKind_JOB},
+			Status: &pb.WorkloadStatus{State: pb.State_RUNNING, Desired: 2, Running: 1, Completed: 1}, Parent: "backup", ScheduledTime: before(31 * time.Minute),
+		},
+		{
+			Spec:   &pb.WorkloadSpec{Id: "backup-29924549", Kind: pb.WorkloadKind_JOB},
+			Status: &pb.WorkloadStatus{State: pb.State_FAILED, Desired: 1, Failed: 1, Reason: &pb.Reason{Code: pb.ReasonCode_EXITED, Message: "exited with code 3"}},
+			Parent: "backup", ScheduledTime: before(91 * time.Minute),
+		},
+	}
+}
+
 func sampleNodes() []*pb.Node {
 	return []*pb.Node{
 		{
 			Id: "n1", State: pb.NodeState_READY, Address: "127.0.0.21", Version: "v1", Os: "linux", Arch: "amd64", Kernel: "6.1", CreateTime: before(72 * time.Hour), LastHeartbeat: before(2 * time.Second),
 			Capacity: &pb.NodeCapacity{CpuMillis: 2000, MemoryBytes: 24 << 30, DiskBytes: 1 << 40}, Reserved: &pb.NodeCapacity{CpuMillis: 1500, MemoryBytes: 1536 << 20}, Assignments: 3,
-			Labels: map[string]string{"zone": "eu", "disk": "hdd"}, UserLabels: map[string]string{"disk": "ssd"}, Unschedulable: true,
+			Labels: map[string]string{"zone": "eu", "disk": "hdd"}, UserLabels: map[string]string{"disk": "ssd"}, Unschedulable: true, Pool: "gpu",
+			Taints: []*pb.Taint{{Key: "dedicated", Value: "gpu"}}, UserTaints: []*pb.Taint{{Key: "old", Effect: pb.TaintEffect_NO_EXECUTE}},
 			Runtimes: []*pb.RuntimeInfo{{Type: pb.WorkloadType_CONTAINER, Name: "docker", Version: "20.10", Healthy: true}, {Type: pb.WorkloadType_PROCESS, Name: "process", Healthy: false, Message: "no cgroups"}},
 			Usage:    &pb.NodeUsage{CpuPercent: 12.3, MemoryBytes: 900 << 20, DiskBytes: 10 << 30, CollectedAt: before(2 * time.Second)},
 		},
@@ -84,6 +111,7 @@ func TestTables(t *testing.T) {
 		table table
 	}{
 		{"workloads", workloadTable(sampleWorkloads(), testNow)},
+		{"jobs", workloadTable(append(sampleRuns(), sampleJob()), testNow)},
 		{"nodes", nodeTable(sampleNodes(), testNow)},
 		{"members", memberTable(members, testNow)},
 		{"tokens", tokenTable(tokens, testNow)},
@@ -107,9 +135,13 @@ func TestPages(t *testing.T) {
 	var b strings.Builder
 	for _, w := range sampleWorkloads() {
 		p := page{}
-		p.workload(w, sampleEvents()[1:], testNow)
+		p.workload(w, nil, sampleEvents()[1:], testNow)
 		b.WriteString(p.b.String() + "\n")
 	}
+	job := page{}
+	job.workload(sampleJob(), sampleRuns(), nil, testNow)
+	job.workload(sampleRuns()[0], nil, nil, testNow)
+	b.WriteString(job.b.String() + "\n")
 	for _, n := range sampleNodes() {
 		p := page{wide: true}
 		p.node(n, nil, testNow)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -82,13 +83,14 @@ func (a *app) whyNode(ctx context.Context, c *client, id string) error {
 // explainNode says what keeps new work away from a node, the gravest first.
 func explainNode(n *pb.Node, now time.Time) []string {
 	var lines []string
-	switch {
-	case n.State == pb.NodeState_NOT_READY:
+	if n.State == pb.NodeState_NOT_READY {
 		line := "it does not answer: its work runs elsewhere, and it gets none"
 		if at := n.LastTransition; at != nil {
 			line += "; since " + clock(at, now)
 		}
 		lines = append(lines, line)
+	}
+	switch {
 	case n.Draining || n.State == pb.NodeState_DRAINING:
 		line := fmt.Sprintf("it is drained: it gets no new work, and %s left on it; persys node uncordon %s undoes it", counted(int(n.Assignments), "replica"), n.Id)
 		if n.DrainDeadline != nil {
@@ -106,7 +108,7 @@ func explainNode(n *pb.Node, now time.Time) []string {
 			lines = append(lines, strings.TrimSuffix(fmt.Sprintf("it gets no work of type %s: %s is not healthy: %s", typeName(r.Type), r.Name, r.Message), ": "))
 		}
 	}
-	for _, t := range append(n.Taints[:len(n.Taints):len(n.Taints)], n.UserTaints...) {
+	for _, t := range model.TaintsOf(n) {
 		lines = append(lines, fmt.Sprintf("it is tainted: %s: %s, unless the work tolerates that", strings.TrimSuffix(t.Key+"="+t.Value, "="), taintText(t.Effect)))
 	}
 	if n.Pool != "" && n.Pool != "default" {

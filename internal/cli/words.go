@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -181,6 +182,14 @@ func nodeLabels(n *pb.Node) map[string]string {
 		all[k] = v
 	}
 	return all
+}
+
+func taintsText(n *pb.Node) string {
+	var texts []string
+	for _, t := range model.TaintsOf(n) {
+		texts = append(texts, model.FormatTaint(t))
+	}
+	return strings.Join(texts, ",")
 }
 
 func runtimeText(runtimes []*pb.RuntimeInfo) string {

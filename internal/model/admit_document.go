@@ -116,9 +116,9 @@ func checkKept(stored, given proto.Message, except ...string) error {
 	return errs.err()
 }
 
-// PutNode changes what users say of a node: user_labels, unschedulable, draining
-// and drain_deadline, which mean none, false, false and none where they are left
-// out.
+// PutNode changes what users say of a node: user_labels, user_taints,
+// unschedulable, draining and drain_deadline, which mean none, none, false, false
+// and none where they are left out.
 func PutNode(v Reader, id string, document []byte, m Meta) (*pb.Txn, *pb.Node, error) {
 	given, d := &pb.Node{}, &decoder{}
 	doc, err := oneDocument(document)
@@ -141,7 +141,7 @@ func PutNode(v Reader, id string, document []byte, m Meta) (*pb.Txn, *pb.Node, e
 	if given.ResourceVersion != 0 && given.ResourceVersion != stored.ResourceVersion {
 		return nil, nil, refuse(codes.Aborted, "node %q is at version %d, not %d: somebody changed it; read it again", id, stored.ResourceVersion, given.ResourceVersion)
 	}
-	if err := checkKept(stored, given, "user_labels", "unschedulable", "draining", "drain_deadline"); err != nil {
+	if err := checkKept(stored, given, "user_labels", "user_taints", "unschedulable", "draining", "drain_deadline"); err != nil {
 		return nil, nil, err
 	}
 	edits, err := nodeEdits(stored, given)
@@ -180,6 +180,11 @@ func nodeEdits(from, to *pb.Node) ([]nodeEdit, error) {
 		}
 		edits = append(edits, labelEdit(change))
 	}
+	if taints, changed, err := taintChange(from, to); err != nil {
+		return nil, err
+	} else if changed {
+		edits = append(edits, taintEdit(taints))
+	}
 	deadline := to.DrainDeadline
 	switch {
 	case deadline != nil && deadline.CheckValid() != nil:
@@ -202,4 +207,27 @@ func nodeEdits(from, to *pb.Node) ([]nodeEdit, error) {
 		edits = append(edits, uncordonEdit)
 	}
 	return edits, nil
+}
+
+// taintChange is how the taints that users set in from become those in to.
+func taintChange(from, to *pb.Node) (*pb.TaintNodeRequest, bool, error) {
+	if err := ValidateTaints("user_taints", to.UserTaints); err != nil {
+		return nil, false, err
+	}
+	has := func(list []*pb.Taint, t *pb.Taint) bool {
+		return slices.ContainsFunc(list, func(o *pb.Taint) bool { return proto.Equal(o, t) })
+	}
+	change := &pb.TaintNodeRequest{}
+	for _, t := range from.UserTaints {
+		if !has(to.UserTaints, t) && !slices.Contains(change.Remove, t.Key) {
+			change.Remove = append(change.Remove, t.Key)
+		}
+	}
+	for _, t := range to.UserTaints {
+		// With one effect of a key gone, the others are set anew.
+		if !has(from.UserTaints, t) || slices.Contains(change.Remove, t.Key) {
+			change.Set = append(change.Set, t)
+		}
+	}
+	return change, len(change.Set)+len(change.Remove) > 0, nil
 }

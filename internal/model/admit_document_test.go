@@ -97,6 +97,7 @@ func TestPutNodeRefuses(t *testing.T) {
 		`{"state": "READY"}`:                         {codes.InvalidArgument, "state: is written by the system"},
 		`{"id": "n2"}`:                               {codes.InvalidArgument, `id: "n2" contradicts the key`},
 		`{"resource_version": "9"}`:                  {codes.Aborted, `node "n1" is at version 2, not 9`},
+		`{"user_taints": [{"key": "-"}]}`:            {codes.InvalidArgument, `user_taints[0].key: "-" is not allowed`},
 		`{"user_labels": {"-": "x"}}`:                {codes.InvalidArgument, `user_labels: name "-" is not allowed`},
 		`{"usage": {"cpu_percent": 1}}`:              {codes.InvalidArgument, "usage: is written by the system"},
 		`{"draining": false, "unschedulable": "no"}`: {codes.InvalidArgument, "unschedulable"},
@@ -117,6 +118,14 @@ func TestPutNodeRefuses(t *testing.T) {
 func TestPutNode(t *testing.T) {
 	draw := func(t *rapid.T, n *pb.Node, name string) {
 		n.UserLabels = rapid.MapOfN(rapid.SampledFrom([]string{"a", "b", "c"}), rapid.SampledFrom([]string{"", "x", "y"}), 0, 3).Draw(t, name+" labels")
+		n.UserTaints = nil
+		for _, key := range []string{"k", "l"} {
+			for _, effect := range []pb.TaintEffect{pb.TaintEffect_NO_SCHEDULE, pb.TaintEffect_NO_EXECUTE} {
+				if rapid.Bool().Draw(t, name+" tainted") {
+					n.UserTaints = append(n.UserTaints, &pb.Taint{Key: key, Value: rapid.SampledFrom([]string{"", "x"}).Draw(t, name+" value"), Effect: effect})
+				}
+			}
+		}
 		n.Draining = rapid.Bool().Draw(t, name+" draining")
 		n.DrainDeadline = nil
 		if n.Draining && rapid.Bool().Draw(t, name+" deadline") {

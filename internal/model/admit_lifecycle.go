@@ -95,6 +95,9 @@ func RestartWorkload(v Reader, req *pb.WorkloadRequest, m Meta) (*pb.Txn, *pb.Wo
 	if w.Spec.DesiredState == pb.DesiredState_DESIRED_STOPPED {
 		return nil, nil, refuse(codes.FailedPrecondition, "workload %q is stopped; start it instead", req.Id)
 	}
+	if w.Spec.Schedule != nil {
+		return nil, nil, refuse(codes.FailedPrecondition, "workload %q runs by its schedule and has no replicas; persys job run %s starts a run now", req.Id, req.Id)
+	}
 	w.RestartGeneration++
 	return changeWorkload(w, m, pb.EventType_WORKLOAD_UPDATED, "restart asked for"), w, nil
 }

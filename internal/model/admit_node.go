@@ -114,6 +114,58 @@ func LabelNode(v Reader, req *pb.LabelNodeRequest, m Meta) (*pb.Txn, *pb.Node, e
 	return editNode(v, req.Id, m, edit.message, edit.edit)
 }
 
+// TaintNode sets and removes taints that users gave; those of the agent's own
+// configuration can be covered but not removed.
+func TaintNode(v Reader, req *pb.TaintNodeRequest, m Meta) (*pb.Txn, *pb.Node, error) {
+	var errs FieldErrors
+	if len(req.Set)+len(req.Remove) == 0 {
+		errs.add("set", "missing; allowed: taints to set, or keys in remove")
+	}
+	checkTaints(&errs, "set", req.Set)
+	for i, key := range req.Remove {
+		at := fmt.Sprintf("remove[%d]", i)
+		if !isLabelKey(key) {
+			errs.add(at, "%q is not allowed; allowed: %s", clip(key), labelKeyAllowed)
+		}
+		if slices.ContainsFunc(req.Set, func(t *pb.Taint) bool { return t.GetKey() == key }) {
+			errs.add(at, "%q is to be set too; allowed: one of them", clip(key))
+		}
+	}
+	if err := errs.err(); err != nil {
+		return nil, nil, err
+	}
+	n, err := loadNode(v, req.Id)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, key := range req.Remove {
+		has := func(t *pb.Taint) bool { return t.GetKey() == key }
+		if slices.ContainsFunc(n.Taints, has) && !slices.ContainsFunc(n.UserTaints, has) {
+			return nil, nil, refuse(codes.FailedPrecondition, "taint %q of node %q is in its agent's configuration; change it there", key, req.Id)
+		}
+	}
+	edit := taintEdit(req)
+	return editNode(v, req.Id, m, edit.message, edit.edit)
+}
+
+func taintEdit(req *pb.TaintNodeRequest) nodeEdit {
+	var parts []string
+	for _, t := range req.Set {
+		parts = append(parts, FormatTaint(t))
+	}
+	for _, key := range req.Remove {
+		parts = append(parts, key+"-")
+	}
+	slices.Sort(parts)
+	return nodeEdit{"taints changed: " + strings.Join(parts, " "), func(n *pb.Node) {
+		// The first of two counts.
+		kept := slices.DeleteFunc(slices.Clone(n.UserTaints), func(t *pb.Taint) bool { return slices.Contains(req.Remove, t.GetKey()) })
+		all := slices.Concat(req.Set, kept)
+		slices.SortStableFunc(all, compareTaints)
+		n.UserTaints = slices.CompactFunc(all, func(a, b *pb.Taint) bool { return compareTaints(a, b) == 0 })
+	}}
+}
+
 func labelEdit(req *pb.LabelNodeRequest) nodeEdit {
 	return nodeEdit{"labels changed: " + labelChange(req), func(n *pb.Node) {
 		if n.UserLabels == nil {
@@ -187,6 +239,9 @@ func editNode(v Reader, id string, m Meta, message string, edit func(*pb.Node)) 
 	}
 	if len(next.UserLabels) > maxNodeLabels {
 		return nil, nil, refuse(codes.FailedPrecondition, "node %q would have %d labels; allowed: %d", id, len(next.UserLabels), maxNodeLabels)
+	}
+	if len(next.UserTaints) > maxTaints {
+		return nil, nil, refuse(codes.FailedPrecondition, "node %q would have %d taints; allowed: %d", id, len(next.UserTaints), maxTaints)
 	}
 	if next.State != n.State {
 		next.LastTransition = timestamppb.New(m.Now)

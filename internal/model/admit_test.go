@@ -361,7 +361,7 @@ func TestLifecycle(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	w := newWorld(t)
-	w.put(NodeKey("n1"), &pb.Node{Id: "n1", State: pb.NodeState_READY, Labels: map[string]string{"zone": "eu"}})
+	w.put(NodeKey("n1"), &pb.Node{Id: "n1", State: pb.NodeState_READY, Labels: map[string]string{"zone": "eu"}, Taints: []*pb.Taint{{Key: "own"}}})
 	w.put(NodeLeaseKey("n1"), &pb.NodeLease{LeaseId: 1})
 	id := &pb.NodeRequest{Id: "n1"}
 	do := func(txn *pb.Txn, n *pb.Node, err error) *pb.Node {
@@ -418,6 +418,36 @@ func TestNodes(t *testing.T) {
 		{&pb.LabelNodeRequest{Id: "n2", Remove: []string{"a"}}, codes.NotFound, `there is no node "n2"`},
 	} {
 		_, _, err := LabelNode(w.view(), tt.req, w.meta())
+		wantCode(t, err, tt.code, tt.text)
+	}
+	taint := func(text string) *pb.Taint {
+		parsed, err := ParseTaint(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsed
+	}
+	do(TaintNode(w.view(), &pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("gpu=yes:NoSchedule"), taint("old:no_execute")}}, w.meta()))
+	nothing(TaintNode(w.view(), &pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("old:NoExecute")}, Remove: []string{"unknown"}}, w.meta()))
+	n := do(TaintNode(w.view(), &pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("gpu=no:NoSchedule"), taint("gpu:PreferNoSchedule")}, Remove: []string{"old"}}, w.meta()))
+	if got := fmt.Sprint(FormatTaint(n.UserTaints[0]), " ", FormatTaint(n.UserTaints[1]), " ", len(n.UserTaints)); got != "gpu=no:NoSchedule gpu:PreferNoSchedule 2" {
+		t.Errorf("taints: %s", got)
+	}
+	for _, tt := range []struct {
+		req  *pb.TaintNodeRequest
+		code codes.Code
+		text string
+	}{
+		{&pb.TaintNodeRequest{Id: "n1"}, codes.InvalidArgument, "set: missing"},
+		{&pb.TaintNodeRequest{Id: "n1", Remove: []string{"own"}}, codes.FailedPrecondition, `taint "own" of node "n1" is in its agent's configuration`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{{Key: "a b"}}}, codes.InvalidArgument, `set[0].key: "a b" is not allowed`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{{Key: "a", Value: "b c"}}}, codes.InvalidArgument, `set[0].value: value "b c" is not allowed`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{{Key: "a", Effect: 9}}}, codes.InvalidArgument, "set[0].effect: value 9 is unknown to this version; allowed: no_schedule, prefer_no_schedule, no_execute"},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("a:NoSchedule"), taint("a=b:NoSchedule")}}, codes.InvalidArgument, `set[1]: "a=b:NoSchedule" is listed twice`},
+		{&pb.TaintNodeRequest{Id: "n1", Set: []*pb.Taint{taint("a:NoSchedule")}, Remove: []string{"a"}}, codes.InvalidArgument, `remove[0]: "a" is to be set too`},
+		{&pb.TaintNodeRequest{Id: "n2", Remove: []string{"a"}}, codes.NotFound, `there is no node "n2"`},
+	} {
+		_, _, err := TaintNode(w.view(), tt.req, w.meta())
 		wantCode(t, err, tt.code, tt.text)
 	}
 	_, _, err := RemoveNode(w.view(), id, w.meta())
@@ -509,4 +539,96 @@ func TestTokens(t *testing.T) {
 	}
 	_, _, err = CreateToken(&pb.CreateTokenRequest{Role: pb.Role_ROLE_SERVER, Labels: map[string]string{"a": "b"}}, "t3", hash, w.meta())
 	wantCode(t, err, codes.InvalidArgument, "labels: servers have no labels")
+}
+
+func TestRunWorkload(t *testing.T) {
+	w := newWorld(t)
+	run := func(id string) (*pb.Workload, error) {
+		txn, wl, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: id}, w.meta())
+		if err == nil {
+			w.do(txn)
+		}
+		return wl, err
+	}
+	w.apply(web)
+	_, err := run("web")
+	wantCode(t, err, codes.FailedPrecondition, `workload "web" has no schedule`)
+	_, err = run("nothing")
+	wantCode(t, err, codes.NotFound, `there is no workload "nothing"`)
+
+	const job = "{id: sum, kind: job, labels: {app: shop}, process: {command: sum}, schedule: {cron: '@daily'"
+	parent := w.apply(job + "}}")
+	first, err := run("sum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := &pb.Workload{}
+	if _, ok, err := Load(w.view(), WorkloadKey(first.Spec.Id), stored); !ok || err != nil || !proto.Equal(stored, first) {
+		t.Errorf("stored: %v, %v", stored, err)
+	}
+	if first.Spec.Id != "sum-29892240-1" || first.Spec.Schedule != nil || first.Spec.Labels["app"] != "shop" || first.Revision != parent.Revision || first.Parent != "sum" || first.Uid == parent.Uid {
+		t.Errorf("run: %v", first)
+	}
+	if _, ok := w.view().Get(RevisionKey(first.Spec.Id, first.Revision)); !ok {
+		t.Error("its revision is not stored")
+	}
+	// One goes on, though nobody has looked at it yet.
+	_, err = run("sum")
+	wantCode(t, err, codes.FailedPrecondition, `run "sum-29892240-1" goes on, and the schedule of "sum" forbids another one beside it`)
+	w.put(WorkloadStatusKey(first.Spec.Id), &pb.WorkloadStatus{State: pb.State_FAILED, Desired: 2, Failed: 1})
+	_, err = run("sum")
+	wantCode(t, err, codes.FailedPrecondition, "goes on")
+	w.put(WorkloadStatusKey(first.Spec.Id), &pb.WorkloadStatus{State: pb.State_FAILED, Desired: 2, Failed: 1, Completed: 1})
+	if second, err := run("sum"); err != nil || second.Spec.Id != "sum-29892240-2" {
+		t.Errorf("second: %v, %v", second, err)
+	}
+	if txn, _, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta()); txn != nil || err == nil {
+		t.Errorf("%v, %v", txn, err)
+	}
+	// Where they may be beside each other there are names for a few in each minute.
+	w.apply(job + ", concurrency: allow}}")
+	for range runsPerMinute - 2 {
+		if _, err := run("sum"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = run("sum")
+	wantCode(t, err, codes.ResourceExhausted, "9 runs of \"sum\" were started in this minute already")
+
+	// What is admitted of one state of the job is not carried out on another.
+	w.calls += 60
+	txn, _, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put(WorkloadStatusKey("sum"), &pb.WorkloadStatus{State: pb.State_RUNNING, ActiveRuns: 1})
+	if r := w.try(txn); r.Response.Succeeded {
+		t.Error("carried out though the plan has started a run meanwhile")
+	}
+	for _, tt := range []struct {
+		call func() error
+		want string
+	}{
+		{func() error {
+			_, _, err := RestartWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta())
+			return err
+		}, "has no replicas; persys job run sum starts a run now"},
+		{func() error {
+			_, _, _, err := ApplyWorkload(w.view(), &pb.ApplyWorkloadRequest{Spec: decodeOne(t, "{id: sum-29892240-1, kind: job, process: {command: sum}, schedule: {cron: '@daily'}}")}, w.meta())
+			return err
+		}, `is a run of "sum" and can have no schedule of its own`},
+	} {
+		wantCode(t, tt.call(), codes.FailedPrecondition, tt.want)
+	}
+	// A run that is changed stays a run.
+	if changed := w.apply("{id: sum-29892240-1, kind: job, process: {command: other}}"); changed.Parent != "sum" || changed.ScheduledTime == nil {
+		t.Errorf("changed: %v", changed)
+	}
+	stop, _, err := StopWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(stop)
+	_, err = run("sum")
+	wantCode(t, err, codes.FailedPrecondition, `workload "sum" is stopped; start it first`)
 }

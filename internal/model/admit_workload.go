@@ -49,15 +49,13 @@ func ApplyWorkload(v Reader, req *pb.ApplyWorkloadRequest, m Meta) (*pb.Txn, pb.
 	}
 
 	now := timestamppb.New(m.Now)
-	next := &pb.Workload{
-		Spec: spec, Revision: Revision(spec), Uid: stored.Uid, CreateTime: stored.CreateTime, UpdateTime: now,
-		RestartGeneration: stored.RestartGeneration,
-	}
+	next := proto.CloneOf(stored)
+	next.Spec, next.Revision, next.UpdateTime = spec, Revision(spec), now
 	outcome, event := pb.ApplyWorkloadResponse_UPDATED, &pb.Event{
 		Type: pb.EventType_WORKLOAD_UPDATED, WorkloadId: spec.Id, Message: "spec changed, replicas keep running at revision " + next.Revision,
 	}
-	if next.Revision == stored.Revision {
-		next.PromotedRevision = stored.PromotedRevision
+	if next.Revision != stored.Revision {
+		next.PromotedRevision = ""
 	}
 	switch {
 	case !exists:
@@ -146,6 +144,8 @@ func checkExisting(req *pb.ApplyWorkloadRequest, spec *pb.WorkloadSpec, stored *
 		return nil
 	case deleting(stored):
 		return refuse(codes.FailedPrecondition, "workload %q is being deleted; apply it again when it is gone", spec.Id)
+	case stored.Parent != "" && spec.Schedule != nil:
+		return refuse(codes.FailedPrecondition, "workload %q is a run of %q and can have no schedule of its own", spec.Id, stored.Parent)
 	case req.CreateOnly:
 		return refuse(codes.AlreadyExists, "workload %q exists already", spec.Id)
 	case stored.Spec.GetKind() != spec.Kind:

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -49,6 +50,8 @@ func RegisterNode(v Reader, hello *pb.AgentHello, fresh Lease, now time.Time) (*
 	next.Address = hello.Address
 	next.Version = hello.Version
 	next.Incarnation = hello.Incarnation
+	next.Pool, next.Taints = cmp.Or(hello.Pool, DefaultPool), hello.Taints
+	next.Devices, next.StoragePools = hello.Devices, hello.StoragePools
 	next.Os, next.Arch, next.Kernel = hello.Os, hello.Arch, hello.Kernel
 	if !known {
 		next.CreateTime = timestamppb.New(now)
@@ -91,7 +94,13 @@ func checkHello(h *pb.AgentHello) error {
 	case h.Capacity == nil || h.Capacity.CpuMillis <= 0 || h.Capacity.MemoryBytes <= 0 || h.Capacity.DiskBytes < 0:
 		return fmt.Errorf("capacity: cpu and memory must be positive")
 	}
-	return nil
+	if err := ValidatePool("pool", h.Pool); err != nil {
+		return err
+	}
+	if err := ValidateTaints("taints", h.Taints); err != nil {
+		return err
+	}
+	return ValidateGear(h.Devices, h.StoragePools)
 }
 
 // readyState is the state of a node that answers.

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"testing"
 	"time"
 
@@ -88,12 +89,41 @@ func TestRegisterNode(t *testing.T) {
 	}
 }
 
+func TestRegisterNodeTakesInItsConfiguration(t *testing.T) {
+	k, h := newWorld(t), hello("one")
+	h.Taints = []*pb.Taint{{Key: "gpu", Effect: pb.TaintEffect_NO_EXECUTE}}
+	h.Devices = []*pb.Device{{Name: "gpu", Ids: []string{"0", "1"}, Paths: []string{"/dev/g0", "/dev/g1"}, Attributes: map[string]string{"memory": "40"}}}
+	h.StoragePools = []*pb.StoragePool{{Name: "data", Driver: "local", CapacityBytes: 1 << 30, Path: "/data"}}
+	for _, pool := range []string{"", "gpu"} {
+		h.Pool = pool
+		txn, err := RegisterNode(k.store.View(), h, Lease{ID: 7, TTLSeconds: 10}, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.do(txn)
+		n := k.node("a1")
+		if want := cmp.Or(pool, DefaultPool); n.Pool != want || FormatTaint(n.Taints[0]) != "gpu:NoExecute" || len(n.Devices[0].Ids) != 2 || n.StoragePools[0].Path != "/data" {
+			t.Errorf("pool %q: registered as %v", pool, n)
+		}
+	}
+}
+
 func TestRegisterNodeRefuses(t *testing.T) {
 	for name, breakIt := range map[string]func(*pb.AgentHello){
 		"id":          func(h *pb.AgentHello) { h.NodeId = "No_Label" },
 		"incarnation": func(h *pb.AgentHello) { h.Incarnation = "" },
 		"capacity":    func(h *pb.AgentHello) { h.Capacity = nil },
 		"cpu":         func(h *pb.AgentHello) { h.Capacity.CpuMillis = 0 },
+		"pool":        func(h *pb.AgentHello) { h.Pool = "No_Label" },
+		"taint":       func(h *pb.AgentHello) { h.Taints = []*pb.Taint{{Key: "a b"}} },
+		"device":      func(h *pb.AgentHello) { h.Devices = []*pb.Device{{Name: "gpu"}} },
+		"ids": func(h *pb.AgentHello) {
+			h.Devices = []*pb.Device{{Name: "gpu", Ids: []string{"0"}}, {Name: "gpu", Ids: []string{"0"}}}
+		},
+		"paths": func(h *pb.AgentHello) {
+			h.Devices = []*pb.Device{{Name: "gpu", Ids: []string{"0", "1"}, Paths: []string{"/dev/a"}}}
+		},
+		"storage": func(h *pb.AgentHello) { h.StoragePools = []*pb.StoragePool{{Name: "data", Path: "/data"}} },
 	} {
 		h := hello("one")
 		breakIt(h)

@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -21,6 +22,9 @@ const (
 	DefaultPriority     = 50
 	defaultGraceSeconds = 10
 	defaultMaxParallel  = 1
+	defaultWeight       = 50
+	// Local restarts of a job's replica: a job that can't succeed ends as failed.
+	defaultJobAttempts = 3
 )
 
 // Normalize is a copy with the defaults written out, the type that follows from
@@ -44,9 +48,24 @@ func Normalize(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 	if s.Restart.Condition == pb.RestartPolicy_DEFAULT {
 		s.Restart.Condition = restartDefault(s.Kind)
 	}
+	for _, d := range s.Resources.GetDevices() {
+		d.Count = cmp.Or(d.Count, 1)
+	}
+	for _, a := range s.Placement.GetAffinities() {
+		if a.Weight == nil {
+			a.Weight = proto.Int32(defaultWeight)
+		}
+	}
+	for _, sp := range s.Placement.GetSpread() {
+		sp.Weight = cmp.Or(sp.Weight, defaultWeight)
+	}
+	if n := attemptsDefault(s); n != 0 && s.Restart.MaxAttempts == 0 {
+		s.Restart.MaxAttempts = n
+	}
 	if s.Priority == nil {
 		s.Priority = proto.Int32(DefaultPriority)
 	}
+	normalizeSchedule(s.Schedule)
 	for _, p := range portsOf(s) {
 		p.Protocol = protocolOf(p)
 	}
@@ -114,6 +133,19 @@ func reduce(spec *pb.WorkloadSpec) *pb.WorkloadSpec {
 		if n, err := ParseBytes(r.Disk); err == nil {
 			r.Disk = FormatBytes(n)
 		}
+		for _, d := range r.Devices {
+			if d.Count == 1 {
+				d.Count = 0
+			}
+		}
+		for _, st := range r.Storage {
+			if n, err := ParseBytes(st.Size); err == nil {
+				st.Size = FormatBytes(n)
+			}
+		}
+	}
+	if n := attemptsDefault(s); n != 0 && s.Restart.GetMaxAttempts() == n {
+		s.Restart.MaxAttempts = 0
 	}
 	if s.Restart.GetCondition() == restartDefault(s.Kind) {
 		s.Restart.Condition = pb.RestartPolicy_DEFAULT
@@ -149,6 +181,14 @@ func restartDefault(kind pb.WorkloadKind) pb.RestartPolicy_Condition {
 		return pb.RestartPolicy_ON_FAILURE
 	}
 	return pb.RestartPolicy_ALWAYS
+}
+
+// attemptsDefault is the default of restart.max_attempts where it is not 0.
+func attemptsDefault(s *pb.WorkloadSpec) int32 {
+	if s.Kind == pb.WorkloadKind_JOB && s.Restart.GetCondition() != pb.RestartPolicy_NEVER {
+		return defaultJobAttempts
+	}
+	return 0
 }
 
 func portsOf(s *pb.WorkloadSpec) []*pb.Port {

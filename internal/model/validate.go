@@ -3,9 +3,7 @@ package model
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
-	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -47,14 +45,14 @@ func Validate(spec *pb.WorkloadSpec) error {
 	checkKind(&errs, spec)
 	checkLabels(&errs, "labels", spec.Labels)
 	checkResources(&errs, spec)
-	checkPlacement(&errs, spec.Placement)
+	checkPlacement(&errs, spec)
 	checkUpdate(&errs, spec)
 	checkRestart(&errs, spec)
 	if spec.Priority != nil {
 		checkRange(&errs, "priority", *spec.Priority, 0, MaxPriority)
 	}
+	checkSchedule(&errs, spec)
 	checkEnv(&errs, "env", spec.Env)
-	checkUnsupported(&errs, spec)
 	switch s := spec.Spec.(type) {
 	case *pb.WorkloadSpec_Container:
 		checkContainer(&errs, "container", s.Container)
@@ -62,26 +60,6 @@ func Validate(spec *pb.WorkloadSpec) error {
 		checkProcess(&errs, "process", s.Process)
 	}
 	return errs.err()
-}
-
-// checkUnsupported refuses what the contract has and this version does not do yet.
-func checkUnsupported(errs *FieldErrors, spec *pb.WorkloadSpec) {
-	refuse := func(path string, given bool) {
-		if given {
-			errs.add(path, "not supported by this version; allowed: leave it out")
-		}
-	}
-	p, r := spec.Placement, spec.Resources
-	refuse("resources.devices", len(r.GetDevices()) > 0)
-	refuse("resources.storage", len(r.GetStorage()) > 0)
-	refuse("placement.pools", len(p.GetPools()) > 0)
-	refuse("placement.affinities", len(p.GetAffinities()) > 0)
-	refuse("placement.workload_affinities", len(p.GetWorkloadAffinities()) > 0)
-	refuse("placement.spread", len(p.GetSpread()) > 0)
-	refuse("placement.tolerations", len(p.GetTolerations()) > 0)
-	refuse("placement.max_per_node", p.GetMaxPerNode() != 0)
-	refuse("preemption", spec.Preemption != nil)
-	refuse("schedule", spec.Schedule != nil)
 }
 
 // checkKnown refuses what this version does not know, which a newer client may
@@ -203,6 +181,8 @@ func checkResources(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	}
 	checkBytes(errs, "resources.memory", r.GetMemory(), least)
 	checkBytes(errs, "resources.disk", r.GetDisk(), 1)
+	checkDeviceRequests(errs, r.GetDevices())
+	checkStorageRequests(errs, r.GetStorage())
 }
 
 func checkBytes(errs *FieldErrors, at, s string, least int64) {
@@ -222,60 +202,13 @@ func trimSubject(err error) string {
 	return strings.TrimPrefix(strings.TrimPrefix(s, "cpu "), "quantity ")
 }
 
-func checkPlacement(errs *FieldErrors, p *pb.Placement) {
-	for i, c := range p.GetConstraints() {
-		checkConstraint(errs, fmt.Sprintf("placement.constraints[%d]", i), c)
-	}
-	checkLabels(errs, "placement.node_labels", p.GetNodeLabels())
-	seen := map[string]bool{}
-	for i, id := range p.GetNodes() {
-		at := fmt.Sprintf("placement.nodes[%d]", i)
-		checkID(errs, at, id)
-		if seen[id] {
-			errs.add(at, "%q is listed twice", clip(id))
-		}
-		seen[id] = true
-	}
-}
-
-func checkConstraint(errs *FieldErrors, at string, c *pb.Constraint) {
-	switch {
-	case c.Label == "":
-		errs.add(at+".label", "missing; allowed: the name of a node's label")
-	case !isLabelKey(c.Label):
-		errs.add(at+".label", "%q is not allowed; allowed: %s", clip(c.Label), labelKeyAllowed)
-	}
-	n := len(c.Values)
-	switch c.Operator {
-	case pb.Constraint_IN, pb.Constraint_NOT_IN:
-		if n == 0 {
-			errs.add(at+".values", "missing; allowed: one value or more for operator %s", strings.ToLower(c.Operator.String()))
-		}
-		for i, v := range c.Values {
-			checkLabelValue(errs, fmt.Sprintf("%s.values[%d]", at, i), v)
-		}
-	case pb.Constraint_EXISTS, pb.Constraint_NOT_EXISTS:
-		if n > 0 {
-			errs.add(at+".values", "%d given; allowed: none for operator %s", n, strings.ToLower(c.Operator.String()))
-		}
-	case pb.Constraint_GREATER, pb.Constraint_LESS:
-		if n != 1 {
-			errs.add(at+".values", "%d given; allowed: exactly one for operator %s", n, strings.ToLower(c.Operator.String()))
-			return
-		}
-		if v, err := strconv.ParseFloat(c.Values[0], 64); err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
-			errs.add(at+".values[0]", "%q is not a number; allowed: a number for operator %s", clip(c.Values[0]), strings.ToLower(c.Operator.String()))
-		}
-	}
-}
-
 func checkRestart(errs *FieldErrors, spec *pb.WorkloadSpec) {
 	r := spec.Restart
 	if r.GetCondition() == pb.RestartPolicy_ALWAYS && spec.Kind == pb.WorkloadKind_JOB {
 		errs.add("restart.condition", "always contradicts kind job, which runs to completion; allowed: on_failure, never")
 	}
 	if r.GetMaxAttempts() < 0 {
-		errs.add("restart.max_attempts", "%d is negative; allowed: 0 for no bound, or more", r.MaxAttempts)
+		errs.add("restart.max_attempts", "%d is negative; allowed: 1 or more, 0 for the default (of a job 3, else no bound)", r.MaxAttempts)
 	}
 	if r.GetMaxAttempts() > 0 && r.GetCondition() == pb.RestartPolicy_NEVER {
 		errs.add("restart.max_attempts", "contradicts condition never; allowed: leave it out")

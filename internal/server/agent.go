@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,14 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 		return err
 	}
 	dir := agentDir(c.DataDir)
+	taints, err := c.taints()
+	if err != nil {
+		return err
+	}
+	devices, pools, err := c.gear()
+	if err != nil {
+		return err
+	}
 	runtimes, err := c.runtimes(id, dir, log)
 	if err != nil {
 		return err
@@ -76,7 +85,7 @@ func startAgent(ctx context.Context, c Config, id *identity, log *slog.Logger, r
 	}
 	a, err := agent.New(agent.Config{
 		NodeID: c.Name, ClusterID: id.ClusterID, Incarnation: id.Incarnation, DataDir: dir, Version: Version,
-		Labels: c.labels(id), Address: c.Advertise, Capacity: capacity,
+		Labels: c.labels(id), Pool: c.Pool, Taints: taints, Devices: devices, StoragePools: pools, Address: c.Advertise, Capacity: capacity,
 		Servers: servers, Dial: connections.Dial,
 		Runtimes: runtimes, Guard: guard, AllowedBindRoots: c.AllowBindRoots, AllowPrivileged: c.AllowPrivileged,
 		Logger: log, Registerer: registry,
@@ -161,6 +170,33 @@ func (c Config) labels(id *identity) map[string]string {
 	}
 	maps.Copy(labels, c.Labels)
 	return labels
+}
+
+func (c Config) taints() ([]*pb.Taint, error) {
+	var taints []*pb.Taint
+	for _, text := range c.Taints {
+		t, err := model.ParseTaint(text)
+		if err != nil {
+			return nil, fmt.Errorf("taints: %w", err)
+		}
+		taints = append(taints, t)
+	}
+	return taints, model.ValidateTaints("taints", taints)
+}
+
+// gear is the devices and the storage pools of the configuration.
+func (c Config) gear() (devices []*pb.Device, pools []*pb.StoragePool, err error) {
+	for _, d := range c.Devices {
+		devices = append(devices, &pb.Device{Name: d.Name, Ids: d.IDs, Paths: d.Paths, Attributes: d.Attributes})
+	}
+	for i, p := range c.StoragePools {
+		capacity, err := model.ParseBytes(p.Capacity)
+		if err != nil {
+			return nil, nil, fmt.Errorf("storage_pools[%d].capacity: %w", i, err)
+		}
+		pools = append(pools, &pb.StoragePool{Name: p.Name, Driver: cmp.Or(p.Driver, "local"), CapacityBytes: capacity, Path: p.Path})
+	}
+	return devices, pools, model.ValidateGear(devices, pools)
 }
 
 // serversOf are the gRPC addresses that gossip hears of, and then those that the

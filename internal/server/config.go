@@ -47,6 +47,14 @@ type Config struct {
 	Agent bool `yaml:"agent"`
 	// Labels of the node, beside those of its token.
 	Labels map[string]string `yaml:"labels"`
+	// Pool that the node is in; default: "default".
+	Pool string `yaml:"pool"`
+	// Taints of the node, KEY[=VALUE]:EFFECT.
+	Taints []string `yaml:"taints"`
+	// Devices that work may be given, one entry for each group of equal ones.
+	Devices []DeviceConfig `yaml:"devices"`
+	// StoragePools in which work may have room.
+	StoragePools []StoragePoolConfig `yaml:"storage_pools"`
 	// DockerHost is the engine's address; default: DOCKER_HOST, or the usual
 	// socket. "none" leaves Docker out.
 	DockerHost string `yaml:"docker_host"`
@@ -68,6 +76,24 @@ type Config struct {
 	// LogLevel is debug, info, warn or error; LogFormat is text or json.
 	LogLevel  string `yaml:"log_level"`
 	LogFormat string `yaml:"log_format"`
+}
+
+// DeviceConfig is a group of equal devices.
+type DeviceConfig struct {
+	Name string   `yaml:"name"`
+	IDs  []string `yaml:"ids"`
+	// Device files, in the order of the ids; may be left out.
+	Paths      []string          `yaml:"paths,omitempty"`
+	Attributes map[string]string `yaml:"attributes,omitempty"`
+}
+
+// StoragePoolConfig is a directory in which work may have room.
+type StoragePoolConfig struct {
+	Name string `yaml:"name"`
+	// Default: local.
+	Driver   string `yaml:"driver,omitempty"`
+	Capacity string `yaml:"capacity"`
+	Path     string `yaml:"path"`
 }
 
 // WithDefaults fills in what was left out, and refuses what can't be.
@@ -163,6 +189,15 @@ func (c Config) check() error {
 		return err
 	}
 	if err := model.ValidateLabels("labels", c.Labels); err != nil {
+		return err
+	}
+	if err := model.ValidatePool("pool", c.Pool); err != nil {
+		return err
+	}
+	if _, err := c.taints(); err != nil {
+		return err
+	}
+	if _, _, err := c.gear(); err != nil {
 		return err
 	}
 	for _, root := range c.AllowBindRoots {

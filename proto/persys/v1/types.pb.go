@@ -2207,7 +2207,8 @@ func (x *Schedule) GetSuspend() bool {
 type RestartPolicy struct {
 	state     protoimpl.MessageState  `protogen:"open.v1"`
 	Condition RestartPolicy_Condition `protobuf:"varint,1,opt,name=condition,proto3,enum=persys.v1.RestartPolicy_Condition" json:"condition,omitempty"`
-	// Local restarts before the replica is reported failed; 0 means no bound.
+	// Local restarts before the replica is reported failed; 0 means no bound, of a
+	// job 3.
 	MaxAttempts   int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3633,9 +3634,11 @@ type WorkloadStatus struct {
 	Updated int32 `protobuf:"varint,7,opt,name=updated,proto3" json:"updated,omitempty"`
 	Failed  int32 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Of a job with a schedule.
-	LastRun       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_run,json=lastRun,proto3" json:"last_run,omitempty"`
-	NextRun       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=next_run,json=nextRun,proto3" json:"next_run,omitempty"`
-	ActiveRuns    int32                  `protobuf:"varint,11,opt,name=active_runs,json=activeRuns,proto3" json:"active_runs,omitempty"`
+	LastRun    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_run,json=lastRun,proto3" json:"last_run,omitempty"`
+	NextRun    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=next_run,json=nextRun,proto3" json:"next_run,omitempty"`
+	ActiveRuns int32                  `protobuf:"varint,11,opt,name=active_runs,json=activeRuns,proto3" json:"active_runs,omitempty"`
+	// Of a job: replicas that ran to their end with success.
+	Completed     int32 `protobuf:"varint,12,opt,name=completed,proto3" json:"completed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3743,6 +3746,13 @@ func (x *WorkloadStatus) GetNextRun() *timestamppb.Timestamp {
 func (x *WorkloadStatus) GetActiveRuns() int32 {
 	if x != nil {
 		return x.ActiveRuns
+	}
+	return 0
+}
+
+func (x *WorkloadStatus) GetCompleted() int32 {
+	if x != nil {
+		return x.Completed
 	}
 	return 0
 }
@@ -6118,7 +6128,7 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	" \x01(\x05R\ahealthy\x12\x1a\n" +
 	"\bcanaries\x18\v \x01(\x05R\bcanaries\x12-\n" +
 	"\x12restart_generation\x18\f \x01(\x03R\x11restartGeneration\x12'\n" +
-	"\x0ffailed_revision\x18\r \x01(\tR\x0efailedRevision\"\x90\x03\n" +
+	"\x0ffailed_revision\x18\r \x01(\tR\x0efailedRevision\"\xae\x03\n" +
 	"\x0eWorkloadStatus\x12&\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x10.persys.v1.StateR\x05state\x12)\n" +
 	"\x06reason\x18\x02 \x01(\v2\x11.persys.v1.ReasonR\x06reason\x12\x1a\n" +
@@ -6132,7 +6142,8 @@ const file_persys_v1_types_proto_rawDesc = "" +
 	"\bnext_run\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\anextRun\x12\x1f\n" +
 	"\vactive_runs\x18\v \x01(\x05R\n" +
-	"activeRuns\"\xdf\x05\n" +
+	"activeRuns\x12\x1c\n" +
+	"\tcompleted\x18\f \x01(\x05R\tcompleted\"\xdf\x05\n" +
 	"\n" +
 	"Assignment\x12\x1f\n" +
 	"\vworkload_id\x18\x01 \x01(\tR\n" +
