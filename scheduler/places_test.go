@@ -146,7 +146,8 @@ func (w *world) residents() []resident {
 			continue
 		}
 		w.load(model.WorkloadKey(a.WorkloadId), rec)
-		over := w.load(model.ReplicasPrefix+strings.TrimPrefix(key, model.AssignmentsPrefix), r) && r.Generation == a.Generation && r.State == pb.State_COMPLETED
+		over := w.load(model.ReplicasPrefix+strings.TrimPrefix(key, model.AssignmentsPrefix), r) && r.Generation == a.Generation &&
+			(r.State == pb.State_COMPLETED || r.State == pb.State_FAILED && rec.Spec.GetKind() == pb.WorkloadKind_JOB)
 		out = append(out, resident{key, rec.Spec, n, over})
 	}
 	return out
