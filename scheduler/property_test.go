@@ -691,7 +691,11 @@ func planText(w *world, p *Plan) string {
 		s := &p.Steps[i]
 		if s.status != nil && len(s.Txn.Success) == 1 {
 			old := &pb.WorkloadStatus{}
-			if w.load(model.WorkloadStatusKey(s.Workload), old) && onlyMessage(old, s.status) {
+			known := w.load(model.WorkloadStatusKey(s.Workload), old)
+			if old.Reason != nil && s.status.Reason != nil {
+				old.Reason.LastTransition = s.status.Reason.LastTransition
+			}
+			if known && onlyMessage(old, s.status) {
 				continue
 			}
 		}

@@ -29,6 +29,9 @@ const (
 	LeaderAndAgentLoss = "leader-and-agent-loss"
 )
 
+// Idle is the name of the phase in which nothing happens.
+const Idle = "idle"
+
 // Scenarios are all there are, in the order of their size.
 var Scenarios = []string{Submit, SubmitMany, AgentLoss, LeaderAndAgentLoss}
 
@@ -208,7 +211,7 @@ func (s *simulation) idle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	phase := s.begin("idle")
+	phase := s.begin(Idle)
 	select {
 	case <-time.After(s.Idle):
 	case <-ctx.Done():
