@@ -134,16 +134,17 @@ func (d *decider) reserve(n *node, needs amounts, ports []portUse) {
 	d.p.index.update(n)
 }
 
-// appearance is a replica that the plan places.
+// appearance is a replica that the plan places, or is about to take away.
 type appearance struct {
 	w    *workload
 	node *node
+	presence
 }
 
-func (d *decider) appear(w *workload, n *node) {
+func (d *decider) appear(w *workload, n *node, as presence) {
 	if len(w.matches)+len(w.repels) > 0 {
-		d.present = append(d.present, appearance{w, n})
-		d.p.countPresence(w, n, presence{all: 1}, false)
+		d.present = append(d.present, appearance{w, n, as})
+		d.p.countPresence(w, n, as, false)
 	}
 }
 
@@ -165,7 +166,7 @@ func (d *decider) undo() {
 		h.node.unequip(h.what)
 	}
 	for _, a := range d.present {
-		d.p.countPresence(a.w, a.node, presence{all: -1}, false)
+		d.p.countPresence(a.w, a.node, presence{-a.all, -a.settled}, false)
 	}
 	for _, t := range d.ports {
 		t.node.ports.remove(t.use)

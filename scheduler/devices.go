@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -19,6 +20,13 @@ type gear struct {
 	// Sorted. As with ports, a device may be in it twice for a moment.
 	taken []deviceUse
 	used  map[string]int64
+}
+
+func (g *gear) clone() *gear {
+	if g == nil {
+		return nil
+	}
+	return &gear{g.devices, g.pools, slices.Clone(g.taken), maps.Clone(g.used)}
 }
 
 type deviceUse struct{ name, id string }
@@ -69,6 +77,14 @@ func (e *equipment) bytes(pool string) int64 {
 		}
 	}
 	return n
+}
+
+// plus is both.
+func (e *equipment) plus(more *equipment) *equipment {
+	if e == nil || more == nil {
+		return cmp.Or(e, more)
+	}
+	return &equipment{slices.Concat(e.devices, more.devices), slices.Concat(e.storage, more.storage)}
 }
 
 // beyond is what e has more than own.

@@ -26,8 +26,7 @@ const (
 // remember from one decision to the next. Each time one replica of a priority
 // comes to be and none of that priority or a higher one goes, so this comes to an
 // end. What the victims leave beyond that can be used by the same step only, like
-// all that is freed: whoever else it would do for waits until it is there. Devices
-// and storage are nobody's to take: a replica that lacks these waits.
+// all that is freed: whoever else it would do for waits until it is there.
 
 // offer is a node on which room can be made.
 type offer struct {
@@ -59,9 +58,28 @@ func (a *offer) compare(b *offer) int {
 
 // leftover is what the step frees on a node beyond what it uses.
 type leftover struct {
-	node  *node
-	free  amounts
-	ports []portUse
+	node      *node
+	free      amounts
+	ports     []portUse
+	equipment *equipment
+}
+
+// apart is a copy of n whose room can be changed.
+func (n *node) apart() *node {
+	c := *n
+	c.ports, c.gear = slices.Clone(n.ports), n.gear.clone()
+	return &c
+}
+
+// without and with are n when an assignment is taken away, and when it is given back.
+func (n *node) without(a *assignment) {
+	n.give(a.needs, usedPorts(a.ports))
+	n.unequip(a.equipment)
+}
+
+func (n *node) with(a *assignment) {
+	n.take(a.needs, usedPorts(a.ports))
+	n.equip(a.equipment)
 }
 
 // mayPreempt reports whether the workload may take the room of others at all.
@@ -251,19 +269,18 @@ func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
 		}
 	}
 	var victims []*replica
-	coming := *n
-	coming.ports = slices.Clone(n.ports)
+	coming := n.apart()
 	for _, r := range n.assigned {
 		switch step := b.d.victims[r]; {
 		case !r.assignment.reserves || step != nil && step == b.step:
 		case step != nil || r.next != nil && r.next.gone || r.next == nil && r.w.deleted():
-			coming.give(r.assignment.needs, usedPorts(r.assignment.ports))
-		case r.next == nil && r.w != b.w && r.w.want != nil && r.w.want.priority <= limit && !r.w.want.protected:
+			coming.without(&r.assignment)
+		case r.next == nil && r.w != b.w && r.w.want != nil && r.w.want.priority <= limit && !r.w.want.protected && !b.w.needs(r.w):
 			victims = append(victims, r)
 		}
 	}
 	shape := b.w.want.shape
-	if coming.reserving < n.reserving && fits(&coming, shape) {
+	if coming.reserving < n.reserving && fits(coming, shape) {
 		return nil, true
 	}
 	if len(victims) == 0 && l == nil {
@@ -282,6 +299,11 @@ func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
 	return best, true
 }
 
+// needs reports whether w is to be only where replicas of the other workload are.
+func (w *workload) needs(other *workload) bool {
+	return slices.ContainsFunc(w.want.wishes, func(h wish) bool { return h.weight == 0 && !h.anti && h.selects(other) })
+}
+
 func (b *builder) leftover(n *node) *leftover {
 	if i := slices.IndexFunc(b.leftovers, func(l leftover) bool { return l.node == n }); i >= 0 {
 		return &b.leftovers[i]
@@ -294,17 +316,16 @@ func (b *builder) leftover(n *node) *leftover {
 // first decides whether few large or many small ones remain: both are tried.
 func (b *builder) bargain(n *node, l *leftover, victims []*replica, largestFirst bool, seed uint64) *offer {
 	shape := b.w.want.shape
-	without := *n
-	without.ports = slices.Clone(n.ports)
-	var credit leftover
+	left, credit := n.apart(), leftover{node: n}
 	if l != nil {
-		credit = leftover{n, l.free, slices.Clone(l.ports)}
-		without.give(l.free, l.ports)
+		credit = leftover{n, l.free, slices.Clone(l.ports), l.equipment}
+		left.give(l.free, l.ports)
+		left.unequip(l.equipment)
 	}
 	for _, v := range victims {
-		without.give(v.assignment.needs, usedPorts(v.assignment.ports))
+		left.without(&v.assignment)
 	}
-	if !fits(&without, shape) {
+	if !fits(left, shape) {
 		return nil
 	}
 	size := func(r *replica) int64 { return r.assignment.needs.shareOf(&n.capacity) }
@@ -320,13 +341,13 @@ func (b *builder) bargain(n *node, l *leftover, victims []*replica, largestFirst
 	})
 	o := &offer{tie: mix(n.hash ^ b.w.hash)}
 	for _, v := range victims {
-		ports := usedPorts(v.assignment.ports)
-		without.take(v.assignment.needs, ports)
-		if fits(&without, shape) {
+		left.with(&v.assignment)
+		if fits(left, shape) {
 			continue
 		}
-		without.give(v.assignment.needs, ports)
-		credit.ports = append(credit.ports, ports...)
+		left.without(&v.assignment)
+		credit.ports = append(credit.ports, usedPorts(v.assignment.ports)...)
+		credit.equipment = credit.equipment.plus(v.assignment.equipment)
 		for d := range credit.free {
 			credit.free[d] += v.assignment.needs[d]
 		}
@@ -340,16 +361,15 @@ func (b *builder) bargain(n *node, l *leftover, victims []*replica, largestFirst
 			o.oldest = v.assignment.generation
 		}
 	}
-	ports, ok := choosePorts(&without, shape.ports, nil, nil, n.hash^seed)
+	ports, ok := choosePorts(left, shape.ports, nil, nil, n.hash^seed)
 	if !ok {
 		return nil
 	}
-	equipment, lack := shape.filter.equip(n.gear, nil, nil)
+	equipment, lack := shape.filter.equip(left.gear, nil, nil)
 	if lack != "" {
 		return nil
 	}
-	credit.node, o.to.equipment = n, equipment
-	o.to.node, o.to.ports, o.to.credit = n, ports, credit
+	o.to.node, o.to.ports, o.to.equipment, o.to.credit = n, ports, equipment, credit
 	return o
 }
 
@@ -369,7 +389,7 @@ func (b *builder) makeRoom(number int32, to *spot) {
 		b.dislodge(v, fmt.Sprintf("%s/%d", b.w.id, number))
 	}
 	left := to.credit
-	left.free = left.free.beyond(b.w.want.shape.needs)
+	left.free, left.equipment = left.free.beyond(b.w.want.shape.needs), left.equipment.beyond(to.equipment)
 	for _, u := range usedPorts(to.ports) {
 		if i := slices.Index(left.ports, u); i >= 0 {
 			left.ports = slices.Delete(slices.Clone(left.ports), i, i+1)
@@ -389,6 +409,7 @@ func (b *builder) dislodge(v *replica, who string) {
 	}
 	b.release(v)
 	b.d.victims[v] = b.step
+	b.d.appear(v.w, v.assignment.node, presence{settled: -v.settled()})
 	reason := &pb.Reason{
 		Code: pb.ReasonCode_PREEMPTED, Message: "made room for " + who + " on " + v.assignment.node.id, LastTransition: b.d.nowStamp, Retryable: true,
 	}
