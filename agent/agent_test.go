@@ -260,6 +260,48 @@ func TestOrphans(t *testing.T) {
 	})
 }
 
+// A machine that was wiped, but for its containers, comes back as another one under
+// the same name: it goes on with what it is given, and starts what is exclusive anew.
+func TestWipedMachineUnderTheSameName(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFixture(t, "s1")
+		f.start()
+		s := f.attach()
+		s.desire(t, true, 10, container("web", 7), container("db", 8, exclusive), container("old", 9))
+		ids := map[string]string{}
+		for _, id := range []string{"web", "db", "old"} {
+			ids[id] = s.awaitState(t, Key{id, 0}, pb.State_RUNNING).GetRuntimeId()
+		}
+		f.stop()
+		f.dir, f.incarnation = t.TempDir(), "i2"
+		f.start()
+		one := f.arrival()
+		if one.hello.GetIncarnation() != "i2" {
+			t.Fatalf("hello: %v", one.hello)
+		}
+		// While the lease of the old one lives, nobody welcomes it. What is exclusive may
+		// not run meanwhile: it has no lease of its own.
+		time.Sleep(20 * time.Second) // virtual
+		running := f.runtime.running()
+		if len(running) != 2 || slices.ContainsFunc(running, func(r string) bool { return strings.HasPrefix(r, "db/") }) {
+			t.Fatalf("without a lease runs: %v", running)
+		}
+		one = f.attach()
+		one.desire(t, true, 20, container("web", 7), container("db", 18, exclusive))
+		if r := one.awaitState(t, web, pb.State_RUNNING); r.GetRuntimeId() != ids["web"] {
+			t.Errorf("web was made anew: %v", r)
+		}
+		one.await(t, "the new db", func() bool {
+			r := one.replicas[Key{"db", 0}]
+			return r.GetState() == pb.State_RUNNING && r.GetGeneration() == 18
+		})
+		one.await(t, "old is gone", func() bool { return one.removed[Key{"old", 0}] == 9 })
+		if len(one.drifts) != 1 || one.drifts[0].Kind != pb.DriftKind_ORPHAN_ON_AGENT || one.drifts[0].WorkloadId != "old" {
+			t.Errorf("drifts: %v", one.drifts)
+		}
+	})
+}
+
 func TestSilentRuntime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "s1")

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -425,8 +426,10 @@ type fixture struct {
 	runtime *fakeRuntime
 	down    map[string]bool
 	metrics prometheus.Registerer
-	mu      sync.Mutex
-	stop    func()
+	// incarnation of the machine; empty: i1.
+	incarnation string
+	mu          sync.Mutex
+	stop        func()
 }
 
 func newFixture(t *testing.T, addresses ...string) *fixture {
@@ -439,7 +442,7 @@ func newFixture(t *testing.T, addresses ...string) *fixture {
 
 func (f *fixture) config() Config {
 	return Config{
-		NodeID: "n1", ClusterID: "c", Incarnation: "i1", DataDir: f.dir, Runtimes: []Runtime{f.runtime}, Registerer: f.metrics,
+		NodeID: "n1", ClusterID: "c", Incarnation: cmp.Or(f.incarnation, "i1"), DataDir: f.dir, Runtimes: []Runtime{f.runtime}, Registerer: f.metrics,
 		Servers: func() []string {
 			var all []string
 			for _, s := range f.servers {

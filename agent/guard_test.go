@@ -84,6 +84,43 @@ func TestGuardStopsWhatTheAgentCannot(t *testing.T) {
 	}
 }
 
+// The agent is dead: its guard keeps to the lease that it left, stops what is
+// exclusive when that is over, though the runtime does not answer at once, and ends.
+func TestGuardOutlivesItsAgent(t *testing.T) {
+	dir, r := t.TempDir(), newShelf()
+	const ttl = 20 * time.Second
+	began := time.Now().Add(-ttl*3/4 + 500*time.Millisecond)
+	leaseOnDisk(t, dir, began, ttl)
+	silent := &silentAtFirst{shelf: r, left: 2}
+	owner, ended := stand(t, dir, silent)
+	owner.Close()
+	select {
+	case err := <-ended:
+		t.Fatalf("ended with the agent: %v", err)
+	case at := <-r.stopped:
+		if took := at.Sub(began); took < ttl-ttl/4 || took > ttl || silent.left != 0 {
+			t.Errorf("stopped %s after the last heartbeat; silent %d times more", took, silent.left)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// silentAtFirst does not answer when it is first asked.
+type silentAtFirst struct {
+	*shelf
+	left int
+}
+
+func (s *silentAtFirst) List(ctx context.Context) ([]Instance, error) {
+	if s.left > 0 {
+		s.left--
+		return nil, errDown
+	}
+	return s.shelf.List(ctx)
+}
+
 // Another agent has taken over: its guard goes on, this one ends and stops nothing.
 func TestGuardEndsWhenAnotherAgentRenews(t *testing.T) {
 	dir, r := t.TempDir(), newShelf()

@@ -24,7 +24,7 @@ func (w *world) placesBefore(txn *pb.Txn) map[string]string {
 }
 
 // moved calls each for what the transaction brought to another place.
-func (w *world) moved(was map[string]string, each func(a *pb.Assignment, n *pb.Node, placement *pb.Placement)) {
+func (w *world) moved(was map[string]string, each func(a *pb.Assignment, n *pb.Node, spec *pb.WorkloadSpec)) {
 	for _, key := range sortedKeys(was) {
 		a, n, rec := &pb.Assignment{}, &pb.Node{}, &pb.Workload{}
 		if !w.load(key, a) || a.NodeId == was[key] {
@@ -32,7 +32,7 @@ func (w *world) moved(was map[string]string, each func(a *pb.Assignment, n *pb.N
 		}
 		w.load(model.NodeKey(a.NodeId), n)
 		w.load(model.WorkloadKey(a.WorkloadId), rec)
-		each(a, n, rec.GetSpec().GetPlacement())
+		each(a, n, rec.GetSpec())
 	}
 }
 
@@ -62,7 +62,8 @@ func (w *world) replicasBy(id string, of func(*pb.Node) string) map[string]int32
 // checkPlaces holds that what came to another place may be there beside what
 // else is there.
 func (w *world) checkPlaces(was map[string]string) {
-	w.moved(was, func(a *pb.Assignment, n *pb.Node, placement *pb.Placement) {
+	w.moved(was, func(a *pb.Assignment, n *pb.Node, spec *pb.WorkloadSpec) {
+		placement := spec.GetPlacement()
 		on := w.replicasBy(a.WorkloadId, func(n *pb.Node) string { return n.Id })[n.Id]
 		if most := placement.GetMaxPerNode(); most > 0 && on > most {
 			w.t.Fatalf("%s has %d replicas on %s; allowed: %d", a.WorkloadId, on, n.Id, most)
@@ -89,7 +90,8 @@ func (w *world) checkAdmitted(n *pb.Node, placement *pb.Placement) {
 // checkSkew holds the same of the bounds on the skew; where steps that others
 // were decided on are refused, it may be off by as many replicas.
 func (w *world) checkSkew(was map[string]string) {
-	w.moved(was, func(a *pb.Assignment, n *pb.Node, placement *pb.Placement) {
+	w.moved(was, func(a *pb.Assignment, n *pb.Node, spec *pb.WorkloadSpec) {
+		placement, gear := spec.GetPlacement(), spec.GetResources()
 		for _, s := range placement.GetSpread() {
 			if s.MaxSkew == 0 {
 				continue
@@ -104,6 +106,9 @@ func (w *world) checkSkew(was map[string]string) {
 				}
 				labels := labelsOf(other)
 				wanted := placement.NodeLabels["zone"]
+				if len(gear.GetDevices()) > len(other.Devices) || len(gear.GetStorage()) > len(other.StoragePools) {
+					continue
+				}
 				if _, there := labels[s.Label]; there && w.kvs[model.NodeLeaseKey(other.Id)] != nil && other.State == pb.NodeState_READY &&
 					!other.Unschedulable && other.Pool != "gpu" && len(other.UserTaints) == 0 && other.Runtimes[0].Healthy && (wanted == "" || labels["zone"] == wanted) {
 					least = min(least, counts[labels[s.Label]])
@@ -172,7 +177,8 @@ func onePlace(topology string, a, b *pb.Node) bool {
 // near, and away from what it, or who is there, has to be away from.
 func (w *world) checkApart(was map[string]string, which func(*pb.WorkloadAffinity) bool, both bool) {
 	all := w.residents()
-	w.moved(was, func(a *pb.Assignment, n *pb.Node, placement *pb.Placement) {
+	w.moved(was, func(a *pb.Assignment, n *pb.Node, spec *pb.WorkloadSpec) {
+		placement := spec.GetPlacement()
 		self := &pb.Workload{}
 		w.load(model.WorkloadKey(a.WorkloadId), self)
 		key := model.AssignmentKey(a.WorkloadId, a.Replica)

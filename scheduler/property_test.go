@@ -691,7 +691,11 @@ func planText(w *world, p *Plan) string {
 		s := &p.Steps[i]
 		if s.status != nil && len(s.Txn.Success) == 1 {
 			old := &pb.WorkloadStatus{}
-			if w.load(model.WorkloadStatusKey(s.Workload), old) && onlyMessage(old, s.status) {
+			known := w.load(model.WorkloadStatusKey(s.Workload), old)
+			if old.Reason != nil && s.status.Reason != nil {
+				old.Reason.LastTransition = s.status.Reason.LastTransition
+			}
+			if known && onlyMessage(old, s.status) {
 				continue
 			}
 		}
@@ -772,6 +776,6 @@ func dump(p *Picture) string {
 		fmt.Fprintf(&out, "term %s used %d:%s;%s\n", key, t.uses, t.targets.dump(p, t), t.repellers.dump(p, t))
 	}
 	fmt.Fprintf(&out, "%d selectors, %d labels\n", len(p.selectors), len(p.labelled))
-	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes, %d layouts\n", len(p.classes), len(p.filters), len(p.shapes), len(p.layouts))
+	fmt.Fprintf(&out, "%d classes, %d filters, %d shapes, %d layouts, priorities %v\n", len(p.classes), len(p.filters), len(p.shapes), len(p.layouts), p.priorities)
 	return out.String()
 }

@@ -58,7 +58,7 @@ type Trial struct {
 type movement struct {
 	before    *pb.Assignment // nil: none
 	round     int            // in which it is first touched
-	preempted string         // how it was told that it has to make room
+	preempted string         // the workload that it has to make room for
 }
 
 // NewTrial takes the newest versions of all keys at a revision, and lets what is
@@ -80,9 +80,6 @@ func NewTrial(base model.Reader, revision int64, now time.Time, opt Options) (*T
 	t.recording = true
 	return t, nil
 }
-
-// Now is the time of the trial.
-func (t *Trial) Now() time.Time { return t.now }
 
 // Get implements model.Reader.
 func (t *Trial) Get(key string) (*pb.KeyValue, bool) {
@@ -269,7 +266,7 @@ func (t *Trial) settle() error {
 			t.round++
 		}
 		for i := range plan.Steps {
-			touched = append(touched, t.carryOut(plan.Steps[i].Txn.Success)...)
+			touched = append(touched, t.carryOut(&plan.Steps[i])...)
 		}
 		if more = plan.More; more && len(plan.Steps) > 0 {
 			continue
@@ -311,11 +308,11 @@ func (t *Trial) count() {
 }
 
 // carryOut commits one step and answers with the assignments that it touches.
-func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
+func (t *Trial) carryOut(s *Step) []string {
 	var touched []string
-	preempted := map[string]string{} // by workload, how it was told
+	preempted := map[string]bool{} // workloads
 	retried := false
-	for _, op := range ops {
+	for _, op := range s.Txn.Success {
 		key := string(op.GetRequestPut().GetKey())
 		if d := op.GetRequestDeleteRange(); d != nil {
 			key = string(d.Key)
@@ -330,15 +327,15 @@ func (t *Trial) carryOut(ops []*pb.RequestOp) []string {
 			}
 			retried = retried || e.Type == pb.EventType_RETRY_TRIGGERED
 			if e.Type == pb.EventType_WORKLOAD_PREEMPTED {
-				preempted[e.WorkloadId] = e.Message
+				preempted[e.WorkloadId] = true
 			}
 		}
 	}
-	t.apply(ops)
+	t.apply(s.Txn.Success)
 	for _, key := range touched {
 		id, _, _ := model.SplitReplicaKey(model.AssignmentsPrefix, key)
-		if m, ok := t.moves.Get(key); ok && preempted[id] != "" {
-			m.preempted = preempted[id]
+		if m, ok := t.moves.Get(key); ok && preempted[id] {
+			m.preempted = s.Workload
 			t.concerned[id] = true
 		}
 		if t.recording && !t.later && !retried {

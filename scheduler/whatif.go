@@ -221,7 +221,7 @@ func (t *Trial) planOf(id string, number int32, m *movement) *pb.PlannedChange {
 	case m.before == nil:
 		c.Action = pb.PlannedChange_PLACE
 	case !assigned && m.preempted != "":
-		c.Action, c.Explanation = pb.PlannedChange_PREEMPT, m.preempted
+		c.Action, c.Explanation = pb.PlannedChange_PREEMPT, "it makes room for "+m.preempted
 	case !assigned:
 		c.Action, c.Explanation = pb.PlannedChange_REMOVE, t.removedBecause(id, number, m.before.NodeId)
 	case now.Generation == m.before.Generation:
@@ -231,7 +231,7 @@ func (t *Trial) planOf(id string, number int32, m *movement) *pb.PlannedChange {
 	case now.NodeId != m.before.NodeId:
 		c.Action = pb.PlannedChange_MOVE
 		if m.preempted != "" {
-			c.Explanation = m.preempted + "; " + c.Explanation
+			c.Explanation = "it makes room for " + m.preempted + "; " + c.Explanation
 		}
 	default:
 		c.Action, c.FromNodeId = pb.PlannedChange_REPLACE, ""
@@ -248,6 +248,8 @@ func (t *Trial) removedBecause(id string, number int32, node string) string {
 		return "node " + node + " is drained"
 	case n == nil || n.mod == 0 || n.lost():
 		return "node " + node + " is lost"
+	case w.want.schedule != nil:
+		return "it runs by its schedule"
 	case w.want.kind != pb.WorkloadKind_GLOBAL && number >= w.want.replicas:
 		return counted(int(w.want.replicas), "replica is wanted", "replicas are wanted")
 	}
@@ -263,7 +265,7 @@ func (t *Trial) conclude(id string, out *Outcome) {
 	}
 	why := w.status.GetReason()
 	global, runs := w.want.kind == pb.WorkloadKind_GLOBAL, w.want.desired == pb.DesiredState_DESIRED_RUNNING
-	stuck := why.GetCode() == pb.ReasonCode_NO_PLACEMENT
+	stuck := why.GetCode() == pb.ReasonCode_NO_PLACEMENT || why.GetCode() == pb.ReasonCode_PREEMPTED
 	wait := func(number int32, from *node) {
 		c := &pb.PlannedChange{WorkloadId: id, Replica: number, Action: pb.PlannedChange_WAIT, Explanation: why.GetMessage()}
 		if from != nil {
@@ -287,8 +289,11 @@ func (t *Trial) conclude(id string, out *Outcome) {
 			out.Unchanged++
 		}
 	}
-	if runs && !global {
+	if runs && !global && w.want.schedule == nil {
 		for number := range w.want.replicas {
+			if m, touched := t.moves.Get(model.AssignmentKey(id, number)); touched && m.before != nil && m.preempted != "" {
+				continue // that is said
+			}
 			if r := w.find(number); r == nil || r.assignment.mod == 0 && (r.retry == nil || !r.retry.exhausted) {
 				wait(number, nil)
 			}

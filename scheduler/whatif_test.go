@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
 
 	"github.com/persys-dev/persys/internal/model"
 	pb "github.com/persys-dev/persys/proto/persys/v1"
@@ -269,6 +270,99 @@ func (r *sortedReader) Scan(prefix string) iter.Seq[*pb.KeyValue] {
 		for _, key := range r.keys[at:] {
 			if !strings.HasPrefix(key, prefix) || !yield(r.kvs[key]) {
 				return
+			}
+		}
+	}
+}
+
+// Whatever state it is made of, a trial leaves that as it is, breaks nothing that must
+// hold, tells the same twice, and its picture shows its keyspace.
+func TestTrialProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := &machine{world: newWorld(t), t: t}
+		t.Repeat(map[string]func(*rapid.T){
+			"":      func(t *rapid.T) { m.t, m.world.t = t, t },
+			"node":  func(*rapid.T) { m.changeANode() },
+			"spec":  func(*rapid.T) { m.changeAWorkload() },
+			"agent": func(*rapid.T) { m.catchUp(m.aNode()) },
+			"fail":  func(*rapid.T) { m.failSomething() },
+			"rest":  func(*rapid.T) { m.decideAll() },
+		})
+		m.see()
+		picture, keys := dump(m.picture), maps.Clone(m.kvs)
+		drain, lose := m.aNode(), m.aNode()
+		ask := func() (*Trial, *Outcome) {
+			trial := m.trial()
+			// Where there is no such node, nothing is asked.
+			_ = trial.DrainNode(drain)
+			_ = trial.LoseNode(lose)
+			out, err := trial.Outcome()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return trial, out
+		}
+		trial, out := ask()
+		if _, again := ask(); outcomeText(out) != outcomeText(again) {
+			t.Fatalf("two answers to one question:\n%s\n%s", outcomeText(out), outcomeText(again))
+		}
+		if dump(m.picture) != picture || !maps.Equal(keys, m.kvs) {
+			t.Fatal("the trial has changed what it was made of")
+		}
+		after := *m.world
+		after.kvs = map[string]*pb.KeyValue{}
+		for kv := range trial.Scan("") {
+			after.kvs[string(kv.Key)] = kv
+		}
+		after.check()
+		built, err := Build(trial.Scan(""), trial.picture.revision)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if is, want := dump(trial.picture), dump(built); is != want {
+			t.Fatalf("the trial's picture\n%s\nits keyspace\n%s", is, want)
+		}
+		checkOutcome(t, trial, out)
+	})
+}
+
+// decideAll carries out what is decided until nothing is; whether it is right, other
+// properties say.
+func (m *machine) decideAll() {
+	for range 200 {
+		m.see()
+		plan := Decide(m.picture, m.now, m.opt)
+		if len(plan.Steps) == 0 {
+			return
+		}
+		for i := range plan.Steps {
+			m.apply(plan.Steps[i].Txn)
+		}
+	}
+}
+
+func outcomeText(out *Outcome) string {
+	s := &script{}
+	s.tellOutcome("", out)
+	return s.out.String()
+}
+
+// checkOutcome compares what is told with what is there.
+func checkOutcome(t *rapid.T, trial *Trial, out *Outcome) {
+	for _, c := range out.Changes {
+		a := &pb.Assignment{}
+		_, there, err := model.Load(trial, model.AssignmentKey(c.WorkloadId, c.Replica), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch c.Action {
+		case pb.PlannedChange_PLACE, pb.PlannedChange_MOVE, pb.PlannedChange_REPLACE, pb.PlannedChange_STOP:
+			if !there || a.NodeId != c.NodeId {
+				t.Fatalf("told %v, and there is %v", c, a)
+			}
+		case pb.PlannedChange_REMOVE, pb.PlannedChange_PREEMPT:
+			if there {
+				t.Fatalf("told %v, and there is %v", c, a)
 			}
 		}
 	}

@@ -11,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -174,6 +176,50 @@ func TestProcessesWithoutDocker(t *testing.T) {
 		return nil
 	})
 	c.Must("delete", "clock", "--wait")
+
+	t.Log("what is killed behind the agent's back is told, and started again")
+	c.Must("run", "--process", "--name", "victim", "--wait", "--", "sh", "-c", "echo $$; exec sleep 1000")
+	var killed int
+	c.Eventually("it says its number", soon, func() (err error) {
+		killed, err = strconv.Atoi(strings.TrimSpace(c.Must("logs", "victim")))
+		return err
+	})
+	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.Eventually("it is told", soon, func() error {
+		if out := c.Must("events"); !strings.Contains(out, "STATE_MISMATCH: replica 0 on a1") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	c.Eventually("it runs again", soon, func() error {
+		if got := c.replicas("victim"); len(got) != 1 || got[0].State != "RUNNING" || got[0].Restarts != 1 {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+
+	t.Log("a drain that is overdue leaves nothing, though there is no other node; undone, it comes back")
+	c.Must("node", "drain", "a1", "--deadline", "1s", "--wait")
+	c.Eventually("it ends", soon, func() error {
+		if got := c.replicas("victim"); len(got) == 1 && got[0].State == "RUNNING" {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+	c.Must("node", "uncordon", "a1")
+	c.Eventually("it runs again", soon, func() error {
+		if got := c.replicas("victim"); len(got) != 1 || got[0].State != "RUNNING" {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+	c.Must("scheduler", "set", "rebalance=true", "rebalance-interval=1m")
+	if out := c.Must("scheduler", "get"); !strings.Contains(out, "rebalance-interval   1m0s") {
+		t.Errorf("%s", out)
+	}
+	c.Must("delete", "victim", "--wait")
 }
 
 // TestIdleClusterWritesNothing watches the log of a cluster with heartbeating

@@ -139,6 +139,9 @@ func (a *app) simReport(r *sim.Report) error {
 	if err := processes.write(a.Stdout, true, false); err != nil {
 		return err
 	}
+	if !slices.ContainsFunc(r.Phases, func(p *sim.Phase) bool { return p.Name == sim.Idle }) {
+		return nil
+	}
 	_, err := fmt.Fprintf(a.Stdout, "\nwritten while idle: %s, %s of the log\n", counted(int(r.IdleRevisions), "revision"), entries(r.IdleEntries))
 	return err
 }

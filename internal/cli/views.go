@@ -154,6 +154,9 @@ func eventRow(e *pb.Event, now time.Time) []string {
 	if text == "" {
 		text = reason(e.Reason)
 	}
+	if e.Drift != pb.DriftKind_DRIFT_KIND_UNSPECIFIED {
+		text = e.Drift.String() + ": " + text
+	}
 	return []string{clock(e.Time, now), eventName(e.Type), workload, e.NodeId, text, e.Actor, reason(e.Reason)}
 }
 

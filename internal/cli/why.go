@@ -83,13 +83,14 @@ func (a *app) whyNode(ctx context.Context, c *client, id string) error {
 // explainNode says what keeps new work away from a node, the gravest first.
 func explainNode(n *pb.Node, now time.Time) []string {
 	var lines []string
-	switch {
-	case n.State == pb.NodeState_NOT_READY:
+	if n.State == pb.NodeState_NOT_READY {
 		line := "it does not answer: its work runs elsewhere, and it gets none"
 		if at := n.LastTransition; at != nil {
 			line += "; since " + clock(at, now)
 		}
 		lines = append(lines, line)
+	}
+	switch {
 	case n.Draining || n.State == pb.NodeState_DRAINING:
 		line := fmt.Sprintf("it is drained: it gets no new work, and %s left on it; persys node uncordon %s undoes it", counted(int(n.Assignments), "replica"), n.Id)
 		if n.DrainDeadline != nil {

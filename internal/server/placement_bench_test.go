@@ -99,8 +99,9 @@ type testAgent struct {
 	held     map[string]*pb.Replica
 	revision int64
 	seq      uint64
-	sent     bool
-	next     pb.StatusReport
+	// The report under way, and the next.
+	sent *pb.StatusReport
+	next pb.StatusReport
 }
 
 func (a *testAgent) run(ctx context.Context) {
@@ -151,7 +152,8 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 	beat := time.NewTicker(2 * time.Second)
 	defer beat.Stop()
 	var gather <-chan time.Time
-	a.sent, a.next = false, pb.StatusReport{}
+	// What is gone is said until it is acknowledged.
+	a.sent, a.next = nil, pb.StatusReport{Removed: append(a.sent.GetRemoved(), a.next.Removed...)}
 	for n := uint64(0); ; {
 		select {
 		case m := <-received:
@@ -162,7 +164,7 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 					gather = time.After(20 * time.Millisecond)
 				}
 			case *pb.ServerMessage_StatusAck:
-				a.sent = false
+				a.sent = nil
 			}
 		case <-beat.C:
 			n++
@@ -174,7 +176,7 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 		case err := <-failed:
 			return err
 		}
-		if gather != nil || a.sent || len(a.next.Replicas) == 0 && len(a.next.Removed) == 0 && !a.next.Full {
+		if gather != nil || a.sent != nil || len(a.next.Replicas) == 0 && len(a.next.Removed) == 0 && !a.next.Full {
 			continue
 		}
 		a.seq++
@@ -182,7 +184,7 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 		if err := stream.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Status{Status: report}}); err != nil {
 			return err
 		}
-		a.sent, a.next = true, pb.StatusReport{}
+		a.sent, a.next = report, pb.StatusReport{}
 	}
 }
 
@@ -190,8 +192,11 @@ func (a *testAgent) attach(ctx context.Context, conn *grpc.ClientConn) error {
 func (a *testAgent) take(set *pb.DesiredSet) {
 	a.revision = set.Revision
 	if set.Complete {
+		for _, r := range a.held {
+			a.next.Removed = append(a.next.Removed, &pb.Replica{WorkloadId: r.WorkloadId, Replica: r.Replica, Generation: r.Generation, State: pb.State_DELETED})
+		}
 		clear(a.held)
-		a.next = pb.StatusReport{Full: true}
+		a.next.Full, a.next.Replicas = true, nil
 	}
 	for _, item := range set.Items {
 		want := item.Assignment
@@ -260,6 +265,12 @@ func (p *placementBench) until(what string, server int, check func(r *replica) b
 	deadline := time.Now().Add(patience)
 	for !check(p.servers[server].replica.Load()) {
 		if time.Now().After(deadline) {
+			for _, prefix := range []string{model.WorkloadsPrefix, model.AssignmentsPrefix, model.ReplicasPrefix} {
+				for kv := range p.servers[server].replica.Load().store.View().Scan(prefix) {
+					p.b.Logf("%s at %d, first of %d", kv.Key, kv.ModRevision, count(p.servers[server].replica.Load(), prefix))
+					break
+				}
+			}
 			p.b.Fatalf("%s: not within %s", what, patience)
 		}
 		time.Sleep(time.Millisecond)
@@ -305,7 +316,7 @@ func BenchmarkPlacementOfMany(b *testing.B) {
 			b.Fatal(err)
 		}
 		p.until("all gone", 1, func(r *replica) bool {
-			return count(r, model.ReplicasPrefix+id+"/") == 0 && count(r, model.WorkloadsPrefix+id) == 0
+			return count(r, model.ReplicasPrefix+id+"/") == 0 && count(r, model.AssignmentsPrefix+id+"/") == 0 && count(r, model.WorkloadsPrefix+id) == 0
 		})
 		gone += time.Since(began)
 	}

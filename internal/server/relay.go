@@ -14,7 +14,6 @@ import (
 )
 
 const (
-	relayTimeout = 2 * time.Second
 	relayBackoff = 100 * time.Millisecond
 	// What one relay carries, at least one report: the leader is to answer in time.
 	relayReports = 1024
@@ -28,6 +27,10 @@ const (
 	statuses
 	lanes
 )
+
+// relayTimeout is when the leader is asked again, or another one: status it has to
+// write to disk.
+var relayTimeout = [lanes]time.Duration{beats: 2 * time.Second, statuses: 5 * time.Second}
 
 // lane holds the sessions that have something of one kind to relay.
 type lane struct {
@@ -65,7 +68,7 @@ func (s *sessions) relay(ctx context.Context, kind int, memberID string, send fu
 		if len(batch) == 0 {
 			continue
 		}
-		callCtx, cancel := context.WithTimeout(ctx, relayTimeout)
+		callCtx, cancel := context.WithTimeout(ctx, relayTimeout[kind])
 		response, err := send(callCtx, request)
 		cancel()
 		if err == nil && len(response.Results) != len(batch) {

@@ -32,7 +32,7 @@ const (
 	pollLeast, pollMost = 10 * time.Millisecond, 100 * time.Millisecond
 	// A call that was not answered is tried again for so long: there may be an
 	// election.
-	callPatience = 15 * time.Second
+	callPatience = time.Minute
 	callPause    = 20 * time.Millisecond
 	pageSize     = 1000
 )

@@ -16,6 +16,8 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	pb "github.com/persys-dev/persys/proto/persys/v1"
 )
 
@@ -26,6 +28,9 @@ const (
 	AgentLoss          = "agent-loss"
 	LeaderAndAgentLoss = "leader-and-agent-loss"
 )
+
+// Idle is the name of the phase in which nothing happens.
+const Idle = "idle"
 
 // Scenarios are all there are, in the order of their size.
 var Scenarios = []string{Submit, SubmitMany, AgentLoss, LeaderAndAgentLoss}
@@ -160,17 +165,19 @@ func (s *simulation) run(ctx context.Context) (err error) {
 func (s *simulation) submit(ctx context.Context) error {
 	s.Progress("submitting %d replicas (workloads: %d)", s.Replicas, s.Workloads)
 	submitted, placed, running := s.begin("submitted"), s.begin("all placed"), s.begin("all running")
-	sent := make(chan error, 1)
-	go func() {
-		latencies, err := s.api.submit(ctx, s.Config, s.fleet.submitted)
+	group, waiting := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		latencies, err := s.api.submit(waiting, s.Config, s.fleet.submitted)
 		submitted.count(s.Workloads).spread(latencies).end()
-		sent <- err
-	}()
-	err := s.api.await(ctx, "replicas placed", func() (bool, error) {
-		n, err := s.api.count(ctx, "/assignments/")
-		return n >= int64(s.Replicas), err
+		return err
 	})
-	if err := errors.Join(<-sent, err); err != nil {
+	group.Go(func() error {
+		return s.api.await(waiting, "replicas placed", func() (bool, error) {
+			n, err := s.api.count(waiting, "/assignments/")
+			return n >= int64(s.Replicas), err
+		})
+	})
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	placed.count(s.Replicas).end()
@@ -204,7 +211,7 @@ func (s *simulation) idle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	phase := s.begin("idle")
+	phase := s.begin(Idle)
 	select {
 	case <-time.After(s.Idle):
 	case <-ctx.Done():
