@@ -408,3 +408,16 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Only device files of the node's own configuration get into work.
+func TestDevicePaths(t *testing.T) {
+	p := Policy{Devices: []*pb.Device{{Name: "gpu", Ids: []string{"0"}, Paths: []string{"/dev/nvidia0"}}}}
+	if err := p.DevicePath("gpu", "/dev/nvidia0"); err != nil {
+		t.Error(err)
+	}
+	for name, path := range map[string]string{"gpu": "/dev/mem", "fpga": "/dev/nvidia0"} {
+		if err := p.DevicePath(name, path); err == nil {
+			t.Errorf("%s of %s was let in", path, name)
+		}
+	}
+}

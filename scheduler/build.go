@@ -28,8 +28,6 @@ type builder struct {
 
 	tally   tally
 	rollout rollout
-	// Nodes to which replicas are brought, once for each.
-	planned []*node
 	// Assignments of others that the step compares.
 	witnesses []*replica
 	// What the step has freed by preemption and not used.

@@ -109,6 +109,8 @@ type decider struct {
 	// Lent to one run after another.
 	runStamp uint64
 	scratch  scratch
+	// Nodes to which replicas of the workload are brought, once for each.
+	planned []*node
 }
 
 type saved struct {
@@ -185,7 +187,8 @@ func (d *decider) undo() {
 func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
-	b.run = b.newRun()
+	b.run = run{d: d, w: w}
+	d.planned = d.planned[:0]
 	switch {
 	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:
@@ -208,7 +211,6 @@ func (d *decider) decide(w *workload) {
 		b.writeStatus()
 	}
 	b.flush()
-	b.endRun()
 	if b.rollout.former != nil {
 		d.p.dropWant(b.rollout.former)
 	}

@@ -124,7 +124,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if waiting > 0 {
 		lines = append(lines, fmt.Sprintf("%s without a place", counted(waiting, "replica is", "replicas are")))
 	}
-	r := &run{d: &decider{p: p}, w: w, planned: &[]*node{}}
+	r := &run{d: &decider{p: p}, w: w}
 	r.prepare()
 	if w.want.kind == pb.WorkloadKind_GLOBAL && p.waiting.has(w) {
 		lines = p.explainGlobal(r)

@@ -19,15 +19,13 @@ type run struct {
 	w      *workload
 	layout *layout
 	ready  bool
-	// What the decision has placed of the workload, in other runs too.
-	planned *[]*node
 	// Assignments of others that it relies on, by condition and place.
 	known map[string]*replica
 	// For each hard condition to be near others, where it is fulfilled.
 	allowed []bitset
 	// A replica was placed that the next ones have to be near to.
 	gathered bool
-	scratch
+	*scratch
 	// Why the node that was last chosen.
 	reason string
 }
@@ -59,7 +57,7 @@ func (s *run) prepare() {
 	}
 	s.ready = true
 	p := s.d.p
-	s.layout, s.scratch = s.w.want.layout, s.d.scratch
+	s.layout, s.scratch = s.w.want.layout, &s.d.scratch
 	p.prepareShape(s.w.want.shape)
 	p.prepareLayout(s.layout)
 	p.stamp++
@@ -73,19 +71,10 @@ func (s *run) prepare() {
 			s.holds(r.next.node)
 		}
 	}
-	for _, n := range *s.planned {
+	for _, n := range s.d.planned {
 		s.holds(n)
 	}
 	s.start()
-}
-
-func (b *builder) newRun() run { return run{d: b.d, w: b.w, planned: &b.planned} }
-
-// endRun gives back what the run was lent.
-func (b *builder) endRun() {
-	if b.run.ready {
-		b.d.scratch = b.run.scratch
-	}
 }
 
 // holds counts one more replica of the workload on n.
@@ -204,7 +193,7 @@ func (s *run) reject(n *node) {
 // placed notes that a replica went to n.
 func (s *run) placed(n *node) {
 	s.prepare()
-	*s.planned = append(*s.planned, n)
+	s.d.planned = append(s.d.planned, n)
 	s.holds(n)
 	if c := s.cohortOf(n); c >= 0 {
 		b := &s.berths[c]

@@ -175,11 +175,9 @@ func (b *builder) considerHeld() {
 // revision that was rolled out in full.
 func (b *builder) asFormer(do func()) {
 	o, want, updated, current := &b.rollout, b.w.want, b.tally.updated, b.tally.current
-	b.endRun()
-	b.w.want, b.run, o.atFormer = o.former, b.newRun(), true
+	b.w.want, b.run, o.atFormer = o.former, run{d: b.d, w: b.w}, true
 	do()
-	b.endRun()
-	b.w.want, b.run, o.atFormer = want, b.newRun(), false
+	b.w.want, b.run, o.atFormer = want, run{d: b.d, w: b.w}, false
 	b.tally.updated, b.tally.current = updated, current
 }
 
