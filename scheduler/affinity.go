@@ -498,7 +498,7 @@ func (s *run) witnesses(n *node) []*replica {
 		key := strconv.Itoa(i) + "/" + here
 		known := s.known[key]
 		if known == nil {
-			known = h.first(here)
+			known = h.first(here, s.d.stamp)
 			if s.known == nil {
 				s.known = map[string]*replica{}
 			}
@@ -509,8 +509,9 @@ func (s *run) witnesses(n *node) []*replica {
 	return out
 }
 
-// first is the first settled replica, by name, in a place that has one.
-func (t *term) first(place string) *replica {
+// first is the first settled replica, by name, in a place that has one, but for
+// those that the decision with this stamp changes.
+func (t *term) first(place string, stamp uint64) *replica {
 	var best *replica
 	for i := range t.targets.nodes {
 		e := &t.targets.nodes[i]
@@ -518,7 +519,7 @@ func (t *term) first(place string) *replica {
 			continue
 		}
 		for _, r := range e.node.assigned {
-			if r.assignment.reserves && r.next == nil && slices.Contains(r.w.matches, t) && (best == nil || r.before(best)) {
+			if r.assignment.reserves && r.next == nil && r.changedBy != stamp && slices.Contains(r.w.matches, t) && (best == nil || r.before(best)) {
 				best = r
 			}
 		}

@@ -137,6 +137,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	needs, equipped = needs.beyond(to.credit.free), equipped.beyond(to.credit.equipment)
 	ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(to.credit.ports, u) })
 	b.makeRoom(number, &to)
+	if old.mod != 0 {
+		b.d.unsettle(r)
+	}
 	b.d.reserve(n, needs, ports)
 	b.d.equip(n, equipped)
 	b.d.appear(b.w, n, presence{all: 1})
@@ -185,6 +188,7 @@ func (b *builder) putAssignment(key []byte, number int32, generation int64, a *a
 // restate writes the assignment anew with another desired state.
 func (b *builder) restate(r *replica, desired pb.DesiredState) {
 	b.begin()
+	b.d.unsettle(r)
 	key := []byte(model.AssignmentKey(b.w.id, r.number))
 	generation := max(b.d.p.revision+1, r.assignment.generation+1)
 	b.compare(key, r.assignment.mod)
@@ -199,6 +203,7 @@ func (b *builder) restate(r *replica, desired pb.DesiredState) {
 // agent has reported it before.
 func (b *builder) release(r *replica) {
 	b.begin()
+	b.d.unsettle(r)
 	a := &r.assignment
 	key := model.AssignmentKey(r.w.id, r.number)
 	b.compare([]byte(key), a.mod)

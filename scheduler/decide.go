@@ -150,6 +150,15 @@ func (d *decider) appear(w *workload, n *node, as presence) {
 	}
 }
 
+// unsettle notes that the plan changes an assignment, so that no later step of it
+// relies on it.
+func (d *decider) unsettle(r *replica) {
+	r.changedBy = d.stamp
+	if r.assignment.reserves {
+		d.appear(r.w, r.assignment.node, presence{settled: -r.settled()})
+	}
+}
+
 // handedOut is equipment that the plan gives to a replica.
 type handedOut struct {
 	node *node

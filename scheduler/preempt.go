@@ -409,7 +409,6 @@ func (b *builder) dislodge(v *replica, who string) {
 	}
 	b.release(v)
 	b.d.victims[v] = b.step
-	b.d.appear(v.w, v.assignment.node, presence{settled: -v.settled()})
 	reason := &pb.Reason{
 		Code: pb.ReasonCode_PREEMPTED, Message: "made room for " + who + " on " + v.assignment.node.id, LastTransition: b.d.nowStamp, Retryable: true,
 	}
