@@ -189,7 +189,7 @@ func (b *builder) preempt(number int32, r *replica, avoid []string, on *node) (s
 		o, ok := b.offerOf(on, seed, nil)
 		return b.accept(o, ok)
 	}
-	if b.run.indifferent() && shape.hopelessStamp == b.d.stamp && w.want.priority <= shape.hopelessFor {
+	if b.run.hopeless == b.d.placements+1 || b.run.indifferent() && shape.hopelessStamp == b.d.stamp && w.want.priority <= shape.hopelessFor {
 		return spot{}, false
 	}
 	for _, l := range b.leftovers {
@@ -214,8 +214,11 @@ func (b *builder) preempt(number int32, r *replica, avoid []string, on *node) (s
 			break
 		}
 	}
-	if best == nil && b.run.indifferent() {
-		shape.hopelessStamp, shape.hopelessFor = b.d.stamp, w.want.priority
+	if best == nil {
+		b.run.hopeless = b.d.placements + 1
+		if b.run.indifferent() {
+			shape.hopelessStamp, shape.hopelessFor = b.d.stamp, w.want.priority
+		}
 	}
 	return b.accept(best, best != nil)
 }

@@ -50,6 +50,7 @@ func TestProperties(t *testing.T) {
 			"commit":  func(*rapid.T) { m.commit(rapid.IntRange(0, 5).Draw(m.t, "steps")) },
 		})
 		m.commit(len(m.proposed))
+		m.calmDown()
 		m.converge()
 	})
 }
@@ -557,6 +558,28 @@ func (m *machine) checkExclusive() {
 			where[key] = id
 		}
 	}
+}
+
+// calmDown demands that in whatever state it is, a cluster in which nothing happens
+// but what agents do at once comes to rest: nothing is decided any more, and nothing
+// is to be looked at again.
+func (m *machine) calmDown() {
+	const patience = 400
+	for range patience {
+		plan := m.settle(nil)
+		m.checkExclusive()
+		before := m.revision
+		m.agents()
+		m.checkExclusive()
+		switch {
+		case m.revision != before:
+		case plan.Wake.IsZero():
+			return
+		default:
+			m.now = plan.Wake
+		}
+	}
+	m.t.Fatalf("no calm:\n%s", dump(m.picture))
 }
 
 // converge heals everything and demands that the cluster comes to rest with
