@@ -69,8 +69,8 @@ func Decide(p *Picture, now time.Time, opt Options) *Plan {
 		d.undo()
 	}
 	at := p.nextWake()
-	if p.config.Rebalance && p.rebalanceAt > now.UnixNano() && (at == 0 || p.rebalanceAt < at) {
-		at = p.rebalanceAt
+	if look := p.nextLook(); look > now.UnixNano() && (at == 0 || look < at) {
+		at = look
 	}
 	if at != 0 {
 		plan.Wake = time.Unix(0, at)

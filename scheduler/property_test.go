@@ -345,6 +345,7 @@ func (m *machine) decide() {
 	}
 	if len(m.proposed) == 0 {
 		p := m.rebuilt()
+		p.evenSince = m.picture.evenSince // it is how often it looks, not at what
 		fresh := Decide(p, m.now, m.opt)
 		if a, b := dump(m.picture), dump(p); a != b {
 			m.t.Fatalf("the picture differs from one that is built anew:\n%s\n%s", a, b)
@@ -507,6 +508,9 @@ func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, completed,
 		if !touched[key] {
 			left++
 			continue
+		}
+		if completed[key] && number >= wanted {
+			continue // It has served its time.
 		}
 		ended++
 		has := n.UserLabels["zone"]
