@@ -147,6 +147,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	b.compare(key, old.mod)
 	if old.node != n {
 		b.relyOnOthers(n)
+		if old.node != nil {
+			b.run.leaves(old.node)
+		}
 		b.run.placed(n)
 		if want.exclusive {
 			// That nothing else may be running was read from this record.
@@ -204,6 +207,9 @@ func (b *builder) restate(r *replica, desired pb.DesiredState) {
 func (b *builder) release(r *replica) {
 	b.begin()
 	b.d.unsettle(r)
+	if r.w == b.w {
+		b.run.leaves(r.assignment.node)
+	}
 	a := &r.assignment
 	key := model.AssignmentKey(r.w.id, r.number)
 	b.compare([]byte(key), a.mod)

@@ -109,8 +109,9 @@ type decider struct {
 	// Lent to one run after another.
 	runStamp uint64
 	scratch  scratch
-	// Nodes to which replicas of the workload are brought, once for each.
-	planned []*node
+	// Nodes to which replicas of the workload are brought, and which they leave, once
+	// for each.
+	planned, departed []*node
 }
 
 type saved struct {
@@ -197,7 +198,7 @@ func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
 	b.run = run{d: d, w: w}
-	d.planned = d.planned[:0]
+	d.planned, d.departed = d.planned[:0], d.departed[:0]
 	switch {
 	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:

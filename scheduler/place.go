@@ -73,9 +73,15 @@ func (s *run) prepare() {
 		if r.next != nil && r.next.node != nil && r.next.node != r.assignment.node {
 			s.holds(r.next.node)
 		}
+		if n := r.assignment.node; n != nil && r.next != nil && (r.next.gone || r.next.node != nil && r.next.node != n) {
+			n.runLeaving++
+		}
 	}
 	for _, n := range s.d.planned {
 		s.holds(n)
+	}
+	for _, n := range s.d.departed {
+		n.runLeaving++
 	}
 	s.start()
 }
@@ -83,7 +89,7 @@ func (s *run) prepare() {
 // holds counts one more replica of the workload on n.
 func (s *run) holds(n *node) {
 	if n.runStamp != s.d.runStamp {
-		n.runStamp, n.runCount = s.d.runStamp, 0
+		n.runStamp, n.runCount, n.runLeaving = s.d.runStamp, 0, 0
 		s.crowd = append(s.crowd, n)
 	}
 	n.runCount++
@@ -210,6 +216,16 @@ func (s *run) placed(n *node) {
 	s.recount(n)
 	s.nearAfter(n)
 	s.barAfter(n)
+}
+
+// leaves notes that a replica leaves n. Where steps are refused it may stay: it
+// still counts for how many n may have, but not for how they are spread.
+func (s *run) leaves(n *node) {
+	s.d.departed = append(s.d.departed, n)
+	if s.ready {
+		n.runLeaving++
+		s.discount(n)
+	}
 }
 
 // scan is the best node of the tier that is not masked, or nil.

@@ -59,6 +59,7 @@ func (m *machine) configure() {
 	m.put(model.SchedulerKey, &pb.SchedulerConfig{
 		Rebalance: rapid.Bool().Draw(m.t, "rebalance"), RebalanceMoves: rapid.Int32Range(1, 5).Draw(m.t, "moves"),
 		RebalanceIntervalSeconds: 60, RebalanceThreshold: rapid.Int32Range(1, 30).Draw(m.t, "threshold"),
+		NoPreemption: rapid.IntRange(0, 3).Draw(m.t, "patient") == 0,
 	})
 }
 
@@ -80,7 +81,7 @@ func (m *machine) changeANode() {
 		m.changeNode(id, func(n *pb.Node) { equipNode(m.t, n, scale) })
 		return
 	}
-	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool"}).Draw(m.t, "what") {
+	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool", "gear"}).Draw(m.t, "what") {
 	case "lose":
 		m.lose(id)
 	case "return":
@@ -121,6 +122,14 @@ func (m *machine) changeANode() {
 		m.changeNode(id, func(n *pb.Node) { n.Pool = rapid.SampledFrom([]string{"", "default", "gpu"}).Draw(m.t, "pool") })
 	case "grow":
 		m.changeNode(id, func(n *pb.Node) { n.Capacity.CpuMillis += 500 })
+	case "gear":
+		m.changeNode(id, func(n *pb.Node) {
+			if len(n.Devices) == 0 {
+				equipNode(m.t, n, 1)
+				return
+			}
+			n.Devices[0].Ids = append(n.Devices[0].Ids, fmt.Sprint("x", len(n.Devices[0].Ids)))
+		})
 	case "forget":
 		n := &pb.Node{}
 		if m.load(model.NodeKey(id), n) && n.State == pb.NodeState_NOT_READY {

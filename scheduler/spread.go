@@ -451,7 +451,7 @@ func (s *run) count() {
 		t.reset(sp, s.w.want.replicas)
 		for _, n := range s.crowd {
 			if v := sp.valueOf(n); v >= 0 {
-				t.counts[v] += int32(n.runCount)
+				t.counts[v] += int32(n.runCount - n.runLeaving)
 			}
 		}
 		if sp.skew == 0 {
@@ -512,6 +512,28 @@ func (s *run) recount(n *node) {
 				}
 				continue
 			}
+		}
+		for _, c := range sp.cohorts[v] {
+			s.rescore(c)
+		}
+	}
+}
+
+// discount takes one replica less on n into the scores.
+func (s *run) discount(n *node) {
+	for i := range s.layout.spreads {
+		sp, t := &s.layout.spreads[i], &s.tallies[i]
+		v := sp.valueOf(n)
+		if v < 0 {
+			continue
+		}
+		t.counts[v]--
+		if sp.skew > 0 && t.live[v] {
+			t.findLeast()
+			for c := range s.berths {
+				s.rescore(int32(c))
+			}
+			continue
 		}
 		for _, c := range sp.cohorts[v] {
 			s.rescore(c)
