@@ -293,7 +293,7 @@ func (p *Picture) wakeAt(w *workload, at int64) {
 }
 
 // wakeForRoom wakes the waiting workloads for which there is room now on a node
-// that gained some.
+// that gained some, or can be made.
 func (p *Picture) wakeForRoom() {
 	newest := p.newest
 	p.newest = noPriority
@@ -302,7 +302,7 @@ func (p *Picture) wakeForRoom() {
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w.want.shape, p.freed)) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w, p.freed)) {
 				p.touch(w)
 			}
 		}
@@ -321,10 +321,11 @@ func (p *Picture) wakeForRoom() {
 	p.freed = p.freed[:0]
 }
 
-func (p *Picture) fitsAny(s *shape, nodes []*node) bool {
+func (p *Picture) fitsAny(w *workload, nodes []*node) bool {
+	s, preempts := w.want.shape, p.mayPreempt(w)
 	p.prepare(s.filter)
 	for _, n := range nodes {
-		if n.open() && s.filter.accepts(n) && fits(n, s) {
+		if n.open() && s.filter.accepts(n) && (fits(n, s) || preempts && n.mayHold(w.want)) {
 			return true
 		}
 	}

@@ -133,6 +133,16 @@ func (n *node) mayFree(limit int32) amounts {
 	return sum
 }
 
+// mayHold reports whether a replica could fit on n at best if room were made for it.
+func (n *node) mayHold(w *want) bool {
+	most := n.mayFree(w.priority - preemptionGap)
+	for d := range most {
+		most[d] += n.free[d]
+	}
+	_, lacks := w.shape.needs.lacking(&most)
+	return !lacks
+}
+
 // countPriority keeps the number of workloads by priority that may make room.
 func (p *Picture) countPriority(w *workload, by int32) {
 	if w.want != nil && !w.want.protected {
@@ -262,14 +272,8 @@ func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
 		return nil, false
 	}
 	limit, l := b.w.want.priority-preemptionGap, b.leftover(n)
-	if l == nil {
-		most := n.mayFree(limit)
-		for d := range most {
-			most[d] += n.free[d]
-		}
-		if _, lacks := b.w.want.shape.needs.lacking(&most); lacks {
-			return nil, false
-		}
+	if l == nil && !n.mayHold(b.w.want) {
+		return nil, false
 	}
 	var victims []*replica
 	coming := n.apart()

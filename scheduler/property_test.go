@@ -587,6 +587,12 @@ func (m *machine) calmDown() {
 		switch {
 		case m.revision != before:
 		case plan.Wake.IsZero():
+			// Nobody waits for nothing but to be looked at.
+			p := m.rebuilt()
+			p.evenSince = m.picture.evenSince
+			if more := planText(m.world, Decide(p, m.now, m.opt)); more != "" {
+				m.t.Fatalf("a picture that is built anew finds something to do:\n%s\n%s", more, dump(p))
+			}
 			return
 		default:
 			m.now = plan.Wake
