@@ -497,21 +497,22 @@ func (s *run) witnesses(n *node) []*replica {
 		here, _ := h.place(n)
 		key := strconv.Itoa(i) + "/" + here
 		known := s.known[key]
-		if known == nil {
-			known = h.first(here, s.d.stamp)
+		if known == nil || s.d.changing[known] {
+			known = h.first(here, s.d.changing)
 			if s.known == nil {
 				s.known = map[string]*replica{}
 			}
 			s.known[key] = known
 		}
-		out = append(out, known)
+		if known != nil {
+			out = append(out, known)
+		}
 	}
 	return out
 }
 
-// first is the first settled replica, by name, in a place that has one, but for
-// those that the decision with this stamp changes.
-func (t *term) first(place string, stamp uint64) *replica {
+// first is the first settled replica, by name, in a place that has one.
+func (t *term) first(place string, changing map[*replica]bool) *replica {
 	var best *replica
 	for i := range t.targets.nodes {
 		e := &t.targets.nodes[i]
@@ -519,7 +520,7 @@ func (t *term) first(place string, stamp uint64) *replica {
 			continue
 		}
 		for _, r := range e.node.assigned {
-			if r.assignment.reserves && r.next == nil && r.changedBy != stamp && slices.Contains(r.w.matches, t) && (best == nil || r.before(best)) {
+			if r.assignment.reserves && r.next == nil && slices.Contains(r.w.matches, t) && !changing[r] && (best == nil || r.before(best)) {
 				best = r
 			}
 		}

@@ -125,6 +125,7 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	var old assignment
 	generation := b.d.p.revision + 1
 	if r != nil {
+		b.d.unsettle(r)
 		old = r.assignment
 		generation = max(generation, old.generation+1, r.observed.generation+1)
 	}
@@ -137,9 +138,6 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	needs, equipped = needs.beyond(to.credit.free), equipped.beyond(to.credit.equipment)
 	ports = slices.DeleteFunc(ports, func(u portUse) bool { return slices.Contains(to.credit.ports, u) })
 	b.makeRoom(number, &to)
-	if old.mod != 0 {
-		b.d.unsettle(r)
-	}
 	b.d.reserve(n, needs, ports)
 	b.d.equip(n, equipped)
 	b.d.appear(b.w, n, presence{all: 1})
@@ -147,10 +145,10 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	b.compare(key, old.mod)
 	if old.node != n {
 		b.relyOnOthers(n)
-		if old.node != nil {
-			b.run.leaves(old.node)
-		}
 		b.run.placed(n)
+		if old.mod != 0 {
+			b.run.depart(old.node)
+		}
 		if want.exclusive {
 			// That nothing else may be running was read from this record.
 			var seen int64
@@ -207,10 +205,10 @@ func (b *builder) restate(r *replica, desired pb.DesiredState) {
 func (b *builder) release(r *replica) {
 	b.begin()
 	b.d.unsettle(r)
-	if r.w == b.w {
-		b.run.leaves(r.assignment.node)
-	}
 	a := &r.assignment
+	if r.w == b.w {
+		b.run.depart(a.node)
+	}
 	key := model.AssignmentKey(r.w.id, r.number)
 	b.compare([]byte(key), a.mod)
 	b.do(model.Delete(key))
@@ -385,6 +383,9 @@ func (b *builder) flush() {
 	}
 	b.d.plan.Steps = append(b.d.plan.Steps, *b.step)
 	b.step = nil
+	if n := len(b.d.departed); n > b.d.earlier {
+		b.d.earlier, b.run.ready = n, false
+	}
 	b.notes, b.leftovers = b.notes[:0], nil
 }
 

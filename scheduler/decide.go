@@ -102,6 +102,9 @@ type decider struct {
 	ports   []takenPort
 	present []appearance
 	equips  []handedOut
+	// Replicas whose assignments the plan changes, as far as others rely on them.
+	unsettled []*replica
+	changing  map[*replica]bool
 
 	// Whose room was taken, and by which step.
 	victims map[*replica]*Step
@@ -109,9 +112,10 @@ type decider struct {
 	// Lent to one run after another.
 	runStamp uint64
 	scratch  scratch
-	// Nodes to which replicas of the workload are brought, and which they leave, once
-	// for each.
+	// Nodes to which replicas of the workload are brought, once for each, and from
+	// which they go; so many of the latter by steps that are complete.
 	planned, departed []*node
+	earlier           int
 }
 
 type saved struct {
@@ -151,15 +155,6 @@ func (d *decider) appear(w *workload, n *node, as presence) {
 	}
 }
 
-// unsettle notes that the plan changes an assignment, so that no later step of it
-// relies on it.
-func (d *decider) unsettle(r *replica) {
-	r.changedBy = d.stamp
-	if r.assignment.reserves {
-		d.appear(r.w, r.assignment.node, presence{settled: -r.settled()})
-	}
-}
-
 // handedOut is equipment that the plan gives to a replica.
 type handedOut struct {
 	node *node
@@ -173,7 +168,22 @@ func (d *decider) equip(n *node, e *equipment) {
 	}
 }
 
+// unsettle notes that the plan changes r's assignment: nobody is to rely on it.
+func (d *decider) unsettle(r *replica) {
+	if len(r.w.matches) == 0 || !r.assignment.reserves || r.next != nil || d.changing[r] {
+		return
+	}
+	if d.changing == nil {
+		d.changing = map[*replica]bool{}
+	}
+	d.unsettled, d.changing[r] = append(d.unsettled, r), true
+	d.p.countPresence(r.w, r.assignment.node, presence{settled: -1}, false)
+}
+
 func (d *decider) undo() {
+	for _, r := range d.unsettled {
+		d.p.countPresence(r.w, r.assignment.node, presence{settled: 1}, false)
+	}
 	for _, h := range d.equips {
 		h.node.unequip(h.what)
 	}
@@ -198,7 +208,7 @@ func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
 	b.run = run{d: d, w: w}
-	d.planned, d.departed = d.planned[:0], d.departed[:0]
+	d.planned, d.departed, d.earlier = d.planned[:0], d.departed[:0], 0
 	switch {
 	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:

@@ -82,7 +82,6 @@ type node struct {
 	// Scratch of a decision, valid where the stamp is the decision's own.
 	runStamp   uint64
 	runCount   int
-	runLeaving int
 	stepStamp  uint64
 	coverStamp uint64
 	undoStamp  uint64

@@ -28,6 +28,8 @@ type run struct {
 	// No room can be made for a replica, as of so many placements of the decision and
 	// one.
 	hopeless int
+	// The replica that is being moved.
+	lifted *replica
 	*scratch
 	// Why the node that was last chosen.
 	reason string
@@ -73,15 +75,9 @@ func (s *run) prepare() {
 		if r.next != nil && r.next.node != nil && r.next.node != r.assignment.node {
 			s.holds(r.next.node)
 		}
-		if n := r.assignment.node; n != nil && r.next != nil && (r.next.gone || r.next.node != nil && r.next.node != n) {
-			n.runLeaving++
-		}
 	}
 	for _, n := range s.d.planned {
 		s.holds(n)
-	}
-	for _, n := range s.d.departed {
-		n.runLeaving++
 	}
 	s.start()
 }
@@ -89,7 +85,7 @@ func (s *run) prepare() {
 // holds counts one more replica of the workload on n.
 func (s *run) holds(n *node) {
 	if n.runStamp != s.d.runStamp {
-		n.runStamp, n.runCount, n.runLeaving = s.d.runStamp, 0, 0
+		n.runStamp, n.runCount = s.d.runStamp, 0
 		s.crowd = append(s.crowd, n)
 	}
 	n.runCount++
@@ -131,6 +127,10 @@ func (s *run) choose(number int32, seed uint64, avoid []string, strict bool) (sp
 // lift has a replica that is assigned count for nothing, or count again.
 func (s *run) lift(r *replica, sign int32) {
 	r.assignment.node.runCount += int(sign)
+	s.lifted = nil
+	if sign < 0 {
+		s.lifted = r
+	}
 	if r.assignment.reserves {
 		s.d.p.countPresence(s.w, r.assignment.node, presence{sign, sign * r.settled()}, false)
 	}
@@ -216,16 +216,6 @@ func (s *run) placed(n *node) {
 	s.recount(n)
 	s.nearAfter(n)
 	s.barAfter(n)
-}
-
-// leaves notes that a replica leaves n. Where steps are refused it may stay: it
-// still counts for how many n may have, but not for how they are spread.
-func (s *run) leaves(n *node) {
-	s.d.departed = append(s.d.departed, n)
-	if s.ready {
-		n.runLeaving++
-		s.discount(n)
-	}
 }
 
 // scan is the best node of the tier that is not masked, or nil.

@@ -20,8 +20,6 @@ type replica struct {
 	// What an assumed step makes of it; while it is set the replica is left
 	// alone.
 	next *assumption
-	// The decision, by its stamp, whose plan changes the assignment.
-	changedBy uint64
 
 	// Positions in the lists of the nodes that it is on.
 	assignedAt, observedAt int32
