@@ -56,6 +56,8 @@ func TestProperties(t *testing.T) {
 }
 
 func (m *machine) configure() {
+	// What was proposed before is not bound by it.
+	m.commit(len(m.proposed))
 	m.put(model.SchedulerKey, &pb.SchedulerConfig{
 		Rebalance: rapid.Bool().Draw(m.t, "rebalance"), RebalanceMoves: rapid.Int32Range(1, 5).Draw(m.t, "moves"),
 		RebalanceIntervalSeconds: 60, RebalanceThreshold: rapid.Int32Range(1, 30).Draw(m.t, "threshold"),
