@@ -426,7 +426,10 @@ func (b *builder) dislodge(v *replica, who string) {
 		if t := v.retry; t != nil {
 			mod = t.mod
 			if t.revision == rec.Revision {
-				rec.Attempts, rec.FailedNodes = t.attempts, t.failedNodes
+				rec.Attempts, rec.FailedNodes, rec.Exhausted = t.attempts, t.failedNodes, t.exhausted
+			}
+			if rec.Exhausted {
+				rec.Reason = t.reason // It does not wait for room.
 			}
 		}
 		key := []byte(model.RetryKey(v.w.id, v.number))
