@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -439,7 +440,13 @@ func (s *run) nearby(h wish) bitset {
 	case !h.selects(s.w):
 		h.places(p, &h.targets, staysSettled, allow)
 	case h.begun():
-		h.places(p, &h.targets, stays, allow)
+		// What may be about to leave is nothing to follow, and what comes is.
+		h.places(p, &h.targets, staysSettled, allow)
+		for n := range s.arrivals() {
+			if !n.lost() && !n.drains() {
+				h.each(p, n, allow)
+			}
+		}
 	default:
 		for slot, n := range p.index.slots {
 			if _, ok := h.place(n); ok {
@@ -448,6 +455,22 @@ func (s *run) nearby(h wish) bitset {
 		}
 	}
 	return allowed
+}
+
+// arrivals are nodes to which replicas of the workload are brought.
+func (s *run) arrivals() iter.Seq[*node] {
+	return func(yield func(*node) bool) {
+		for _, r := range s.w.replicas {
+			if r.next != nil && r.next.node != nil && !yield(r.next.node) {
+				return
+			}
+		}
+		for _, n := range s.d.planned {
+			if !yield(n) {
+				return
+			}
+		}
+	}
 }
 
 // barAfter brings the conditions up to date with a replica that was placed on n.
@@ -464,6 +487,13 @@ func (s *run) barAfter(n *node) {
 			s.gathered = true
 			s.bar()
 		}
+	}
+}
+
+// barWithout brings them up to date when a replica is to go.
+func (s *run) barWithout() {
+	if slices.ContainsFunc(s.w.want.wishes, func(h wish) bool { return h.weight == 0 && !h.anti && h.selects(s.w) }) {
+		s.bar()
 	}
 }
 

@@ -508,6 +508,7 @@ func (s *run) depart(n *node) {
 	if !s.ready {
 		return
 	}
+	s.barWithout()
 	for i := range s.layout.spreads {
 		sp, t := &s.layout.spreads[i], &s.tallies[i]
 		v := sp.valueOf(n)
