@@ -497,20 +497,22 @@ func (s *run) witnesses(n *node) []*replica {
 		here, _ := h.place(n)
 		key := strconv.Itoa(i) + "/" + here
 		known := s.known[key]
-		if known == nil {
-			known = h.first(here)
+		if known == nil || s.d.changing[known] {
+			known = h.first(here, s.d.changing)
 			if s.known == nil {
 				s.known = map[string]*replica{}
 			}
 			s.known[key] = known
 		}
-		out = append(out, known)
+		if known != nil {
+			out = append(out, known)
+		}
 	}
 	return out
 }
 
 // first is the first settled replica, by name, in a place that has one.
-func (t *term) first(place string) *replica {
+func (t *term) first(place string, changing map[*replica]bool) *replica {
 	var best *replica
 	for i := range t.targets.nodes {
 		e := &t.targets.nodes[i]
@@ -518,7 +520,7 @@ func (t *term) first(place string) *replica {
 			continue
 		}
 		for _, r := range e.node.assigned {
-			if r.assignment.reserves && r.next == nil && slices.Contains(r.w.matches, t) && (best == nil || r.before(best)) {
+			if r.assignment.reserves && r.next == nil && slices.Contains(r.w.matches, t) && !changing[r] && (best == nil || r.before(best)) {
 				best = r
 			}
 		}

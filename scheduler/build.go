@@ -125,6 +125,7 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	var old assignment
 	generation := b.d.p.revision + 1
 	if r != nil {
+		b.d.unsettle(r)
 		old = r.assignment
 		generation = max(generation, old.generation+1, r.observed.generation+1)
 	}
@@ -145,6 +146,9 @@ func (b *builder) assign(number int32, r *replica, to spot, explanation string) 
 	if old.node != n {
 		b.relyOnOthers(n)
 		b.run.placed(n)
+		if old.mod != 0 {
+			b.run.depart(old.node)
+		}
 		if want.exclusive {
 			// That nothing else may be running was read from this record.
 			var seen int64
@@ -185,6 +189,7 @@ func (b *builder) putAssignment(key []byte, number int32, generation int64, a *a
 // restate writes the assignment anew with another desired state.
 func (b *builder) restate(r *replica, desired pb.DesiredState) {
 	b.begin()
+	b.d.unsettle(r)
 	key := []byte(model.AssignmentKey(b.w.id, r.number))
 	generation := max(b.d.p.revision+1, r.assignment.generation+1)
 	b.compare(key, r.assignment.mod)
@@ -199,7 +204,11 @@ func (b *builder) restate(r *replica, desired pb.DesiredState) {
 // agent has reported it before.
 func (b *builder) release(r *replica) {
 	b.begin()
+	b.d.unsettle(r)
 	a := &r.assignment
+	if r.w == b.w {
+		b.run.depart(a.node)
+	}
 	key := model.AssignmentKey(r.w.id, r.number)
 	b.compare([]byte(key), a.mod)
 	b.do(model.Delete(key))

@@ -102,6 +102,9 @@ type decider struct {
 	ports   []takenPort
 	present []appearance
 	equips  []handedOut
+	// Replicas whose assignments the plan changes, as far as others rely on them.
+	unsettled []*replica
+	changing  map[*replica]bool
 
 	// Whose room was taken, and by which step.
 	victims map[*replica]*Step
@@ -111,6 +114,8 @@ type decider struct {
 	scratch  scratch
 	// Nodes to which replicas of the workload are brought, once for each.
 	planned []*node
+	// Nodes from which they go, likewise.
+	departed []*node
 }
 
 type saved struct {
@@ -163,7 +168,22 @@ func (d *decider) equip(n *node, e *equipment) {
 	}
 }
 
+// unsettle notes that the plan changes r's assignment: nobody is to rely on it.
+func (d *decider) unsettle(r *replica) {
+	if len(r.w.matches) == 0 || !r.assignment.reserves || r.next != nil || d.changing[r] {
+		return
+	}
+	if d.changing == nil {
+		d.changing = map[*replica]bool{}
+	}
+	d.unsettled, d.changing[r] = append(d.unsettled, r), true
+	d.p.countPresence(r.w, r.assignment.node, presence{settled: -1}, false)
+}
+
 func (d *decider) undo() {
+	for _, r := range d.unsettled {
+		d.p.countPresence(r.w, r.assignment.node, presence{settled: 1}, false)
+	}
 	for _, h := range d.equips {
 		h.node.unequip(h.what)
 	}
@@ -188,7 +208,7 @@ func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
 	b.run = run{d: d, w: w}
-	d.planned = d.planned[:0]
+	d.planned, d.departed = d.planned[:0], d.departed[:0]
 	switch {
 	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:

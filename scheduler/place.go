@@ -25,6 +25,8 @@ type run struct {
 	allowed []bitset
 	// A replica was placed that the next ones have to be near to.
 	gathered bool
+	// The replica that is being moved.
+	lifted *replica
 	*scratch
 	// Why the node that was last chosen.
 	reason string
@@ -122,6 +124,10 @@ func (s *run) choose(number int32, seed uint64, avoid []string, strict bool) (sp
 // lift has a replica that is assigned count for nothing, or count again.
 func (s *run) lift(r *replica, sign int32) {
 	r.assignment.node.runCount += int(sign)
+	s.lifted = nil
+	if sign < 0 {
+		s.lifted = r
+	}
 	if r.assignment.reserves {
 		s.d.p.countPresence(s.w, r.assignment.node, presence{sign, sign * r.settled()}, false)
 	}

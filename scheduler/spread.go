@@ -269,7 +269,10 @@ type tallySpread struct {
 	counts []int32
 	shares []int64
 	live   []bool
-	// The smallest count of a live value, and how many have it.
+	// For a bound on the skew, those of counts that stay whatever becomes of the
+	// plan: what is about to leave counts where it is, but not as being there.
+	sure []int32
+	// The smallest sure count of a live value, and how many have it.
 	least   int32
 	atLeast int
 }
@@ -278,6 +281,7 @@ func (t *tallySpread) reset(s *spread, replicas int32) {
 	n := len(s.cohorts)
 	t.counts = append(t.counts[:0], make([]int32, n)...)
 	t.live = append(t.live[:0], make([]bool, n)...)
+	t.sure = append(t.sure[:0], make([]int32, n)...)
 	t.shares = t.shares[:0]
 	// Less than one replica for each value is no share to fall short of.
 	even := max(100, int64(replicas)*100/int64(max(n, 1)))
@@ -304,7 +308,7 @@ func (t *tallySpread) reset(s *spread, replicas int32) {
 // findLeast is for a label with a bound on the skew.
 func (t *tallySpread) findLeast() {
 	t.least, t.atLeast = 0, 0
-	for v, n := range t.counts {
+	for v, n := range t.sure {
 		switch {
 		case !t.live[v]:
 		case t.atLeast == 0 || n < t.least:
@@ -462,7 +466,51 @@ func (s *run) count() {
 				return slices.ContainsFunc(l.cohorts[c].slots, func(slot int32) bool { return s.d.p.index.slots[slot].open() })
 			})
 		}
+		s.eachSure(func(n *node, d int32) {
+			if v := sp.valueOf(n); v >= 0 {
+				t.sure[v] += d
+			}
+		})
 		t.findLeast()
+	}
+}
+
+// eachSure calls do for the nodes where replicas of the workload will be when
+// all is done that was decided.
+func (s *run) eachSure(do func(n *node, d int32)) {
+	for _, r := range s.w.replicas {
+		switch n := r.assignment.node; {
+		case r == s.lifted || s.d.victims[r] != nil:
+		case r.next != nil && r.next.gone:
+		case r.next != nil && r.next.node != nil:
+			do(r.next.node, 1)
+		case n != nil:
+			do(n, 1)
+		}
+	}
+	for _, n := range s.d.planned {
+		do(n, 1)
+	}
+	for _, n := range s.d.departed {
+		do(n, -1)
+	}
+}
+
+// depart notes that a replica of the workload goes from n.
+func (s *run) depart(n *node) {
+	s.d.departed = append(s.d.departed, n)
+	if !s.ready {
+		return
+	}
+	for i := range s.layout.spreads {
+		sp, t := &s.layout.spreads[i], &s.tallies[i]
+		if v := sp.valueOf(n); v >= 0 && sp.skew > 0 {
+			t.sure[v]--
+			t.findLeast()
+			for c := range s.berths {
+				s.rescore(int32(c))
+			}
+		}
 	}
 }
 
@@ -504,7 +552,8 @@ func (s *run) recount(n *node) {
 			continue
 		}
 		t.counts[v]++
-		if sp.skew > 0 && t.live[v] && t.counts[v] == t.least+1 {
+		t.sure[v]++
+		if sp.skew > 0 && t.live[v] && t.sure[v] == t.least+1 {
 			if t.atLeast--; t.atLeast == 0 {
 				t.findLeast()
 				for c := range s.berths {

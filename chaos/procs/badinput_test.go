@@ -71,6 +71,7 @@ func newBadInput(t *testing.T) *badInput {
 	c.Must("context", "use", "default")
 	c.Eventually("a1 is ready", soon, func() error { return c.readyNodes(1) })
 	c.Must("run", "--process", "--name", "good", "--wait", "--", "sleep", "1000")
+	c.Must("rollout", "status", "good", "--wait")
 	return b
 }
 

@@ -54,6 +54,7 @@ func TestWorkloadsThroughEtcd(t *testing.T) {
 	}
 	delete(other, "status")
 	delete(other, "replicas")
+	delete(other, "rollout")
 	if a, b := fmt.Sprint(one), fmt.Sprint(other); a != b {
 		t.Errorf("etcd shows\n%s\nand REST\n%s", a, b)
 	}

@@ -26,7 +26,7 @@ func TestRolloutIsTakenBack(t *testing.T) {
 id: web
 replicas: 2
 process: {command: sh, args: [-c, %q]}
-update: {min_healthy: 50%%, min_healthy_seconds: 1, healthy_deadline_seconds: 5, auto_rollback: true}
+update: {min_healthy: 50%%, min_healthy_seconds: 3, healthy_deadline_seconds: 9, auto_rollback: true}
 `, script)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -25,7 +25,7 @@ func newStamps(t testing.TB) *stamps { return &stamps{t, t.TempDir()} }
 func (s *stamps) spec(id string, replicas int, exclusive bool, env string) string {
 	script := fmt.Sprintf(`exec 9>>%[1]s/%[2]s.lock; if %[3]t && ! flock -n 9; then echo "double $PERSYS_REPLICA $PERSYS_NODE $PERSYS_EPOCH $$" >>%[1]s/%[2]s; fi
 echo "start $PERSYS_REPLICA $PERSYS_NODE $PERSYS_EPOCH $$" >>%[1]s/%[2]s; exec sleep 100000`, s.dir, id, exclusive)
-	return fmt.Sprintf(`{"id":%q,"replicas":%d,"exclusive":%t,"env":{"MARK":%q},"resources":{"cpu":"10m","memory":"16Mi"},"process":{"command":"sh","args":["-c",%q],"stop_grace_seconds":2}}`,
+	return fmt.Sprintf(`{"id":%q,"replicas":%d,"exclusive":%t,"env":{"MARK":%q},"resources":{"cpu":"10m","memory":"16Mi"},"update":{"min_healthy_seconds":0},"process":{"command":"sh","args":["-c",%q],"stop_grace_seconds":2}}`,
 		id, replicas, exclusive, env, script)
 }
 
