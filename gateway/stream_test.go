@@ -201,6 +201,15 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// A job with a schedule has no logs itself, and that is no matter of waiting.
+func TestLogsOfSchedule(t *testing.T) {
+	w := newWorld(t)
+	w.apply("{id: tick, kind: job, schedule: {cron: '@daily'}, process: {command: a}}")
+	if _, text := w.call("GET", "/v1/workloads/tick/logs", ""); !strings.Contains(text, "persys describe tick lists the runs") {
+		t.Errorf("%s", text)
+	}
+}
+
 // A change is admitted anew when somebody was quicker, but not for ever.
 func TestConflicts(t *testing.T) {
 	w := newWorld(t)

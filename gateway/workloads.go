@@ -224,6 +224,8 @@ func replicasOf(w *pb.Workload, number *int32) ([]*pb.Replica, error) {
 	switch {
 	case len(from) == 0 && number != nil:
 		return nil, status.Errorf(codes.NotFound, "workload %q has no replica %d on a node", id, *number)
+	case len(from) == 0 && w.Spec.GetSchedule() != nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "workload %q runs by its schedule, and each run has logs of its own; persys describe %s lists the runs", id, id)
 	case len(from) == 0:
 		return nil, status.Errorf(codes.FailedPrecondition, "workload %q has no replica on a node yet; persys why %s says why", id, id)
 	case len(from) > maxLogReplicas:

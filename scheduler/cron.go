@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -299,7 +300,7 @@ func (p *Picture) explainSchedule(w *workload) []string {
 		if state == pb.State_STATE_UNSPECIFIED {
 			state = pb.State_PENDING
 		}
-		line := fmt.Sprintf("run %s is %s", run.id, state)
+		line := fmt.Sprintf("run %s is %s", run.id, strings.ToLower(strings.ReplaceAll(state.String(), "_", " ")))
 		if reason := run.status.GetReason(); reason != nil {
 			line += ": " + said(reason)
 		}

@@ -89,7 +89,7 @@ func (a *app) apply(cmd *cobra.Command, requests []*pb.ApplyWorkloadRequest, wai
 			if err != nil {
 				return about("workload", request.Spec.Id, err)
 			}
-			goals = append(goals, goal{id: answer.Workload.GetSpec().GetId(), version: answer.Workload.GetResourceVersion(), revision: answer.Workload.GetRevision()})
+			goals = append(goals, goal{id: answer.Workload.GetSpec().GetId()}.asLeft(answer.Workload))
 			return a.outcome(answer)
 		})
 		if err != nil || !wait {

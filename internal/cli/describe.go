@@ -109,6 +109,23 @@ func resourcesText(r *pb.Resources) string {
 			parts = append(parts, x.name+" "+x.value)
 		}
 	}
+	for _, d := range r.GetDevices() {
+		text := fmt.Sprintf("%d %s", max(1, d.Count), d.Name)
+		for _, c := range d.Constraints {
+			text += " with " + conditionText(c.Label, c.Operator, c.Values)
+		}
+		parts = append(parts, text)
+	}
+	for _, s := range r.GetStorage() {
+		text := s.Size + " of storage"
+		if s.Pool != "" {
+			text += " in " + s.Pool
+		}
+		if s.Driver != "" {
+			text += " by " + s.Driver
+		}
+		parts = append(parts, text)
+	}
 	return strings.Join(parts, ", ")
 }
 
@@ -130,7 +147,11 @@ func placementText(pl *pb.Placement) string {
 		parts = append(parts, fmt.Sprintf("prefers %s (%d)", conditionText(x.Label, x.Operator, x.Values), x.GetWeight()))
 	}
 	for _, x := range pl.Spread {
-		parts = append(parts, "spread over "+x.Label)
+		text := "spread over " + x.Label
+		if x.MaxSkew > 0 {
+			text += fmt.Sprintf(" (max_skew %d)", x.MaxSkew)
+		}
+		parts = append(parts, text)
 	}
 	for _, x := range pl.WorkloadAffinities {
 		parts = append(parts, wishText(x))
@@ -141,7 +162,25 @@ func placementText(pl *pb.Placement) string {
 	if len(pl.Pools) > 0 {
 		parts = append(parts, "pools "+strings.Join(pl.Pools, ","))
 	}
+	for _, t := range pl.Tolerations {
+		parts = append(parts, tolerationText(t))
+	}
 	return strings.Join(parts, "; ")
+}
+
+// tolerationText is a toleration as taints are written; what it leaves out is *.
+func tolerationText(t *pb.Toleration) string {
+	key, value, effect := t.Key, "*", "*"
+	if key == "" {
+		key = "*"
+	}
+	if t.Value != nil {
+		value = *t.Value
+	}
+	if t.Effect != nil {
+		effect = camel(t.Effect.String())
+	}
+	return "tolerates " + key + "=" + value + ":" + effect
 }
 
 func wishText(a *pb.WorkloadAffinity) string {
@@ -193,6 +232,16 @@ func (p *page) node(n *pb.Node, events []*pb.Event, now time.Time) {
 		runtimes.add(r.Name, typeName(r.Type), r.Version, state, r.Message)
 	}
 	p.section("Runtimes", runtimes)
+	devices := table{head: []string{"DEVICE", "IDS", "ATTRIBUTES"}}
+	for _, d := range n.Devices {
+		devices.add(d.Name, strings.Join(d.Ids, ","), labelText(d.Attributes))
+	}
+	p.section("Devices", devices)
+	pools := table{head: []string{"POOL", "DRIVER", "CAPACITY", "PATH"}}
+	for _, s := range n.StoragePools {
+		pools.add(s.Name, s.Driver, bytesText(s.CapacityBytes), s.Path)
+	}
+	p.section("Storage pools", pools)
 	p.section("Events", eventTable(events, now))
 }
 

@@ -38,8 +38,7 @@ func (a *app) changeCommand(x change) *cobra.Command {
 					if err != nil {
 						return about("workload", id, err)
 					}
-					g.version, g.revision = w.ResourceVersion, w.Revision
-					goals = append(goals, g)
+					goals = append(goals, g.asLeft(w))
 					return a.done(w, x.done)
 				})
 				if err != nil || !wait {
@@ -116,7 +115,7 @@ func (a *app) scaleCommand() *cobra.Command {
 				if err := a.done(w, "is to have "+counted(int(n), "replica")); err != nil || !wait {
 					return err
 				}
-				return a.await(ctx, c, []goal{{id: args[0], version: w.ResourceVersion, revision: w.Revision}})
+				return a.await(ctx, c, []goal{goal{id: args[0]}.asLeft(w)})
 			})
 		},
 	}

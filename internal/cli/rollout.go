@@ -24,11 +24,22 @@ type goal struct {
 	version int64
 	// Its revision then: if that is taken back, the command has failed.
 	revision string
+	// Another revision was there before, so every replica has to be healthy, also
+	// where that one was not rolled out in full yet.
+	replaces bool
 	// The newest rollout itself is to be through, however it began.
 	rollout bool
 	// For restart: the generation of each replica before it, all of which must
 	// be replaced.
 	replaced map[int32]int64
+}
+
+// asLeft is the goal after a command that left the workload so. Its status is still
+// what it was before the command.
+func (g goal) asLeft(w *pb.Workload) goal {
+	before := w.GetStatus().GetRevision()
+	g.version, g.revision, g.replaces = w.GetResourceVersion(), w.GetRevision(), before != "" && before != w.GetRevision()
+	return g
 }
 
 // progress is how far a workload is on the way to a goal.
@@ -54,7 +65,7 @@ func progressOf(w *pb.Workload, g goal) progress {
 	if why := reason(st.GetReason()); why != "" {
 		p.text += ": " + oneLine(why)
 	}
-	if follows(w) {
+	if follows(w, g) {
 		p.text += "; " + rolloutCounts(w)
 	}
 	if g.deleted || w.ResourceVersion < g.version {
@@ -74,8 +85,8 @@ func progressOf(w *pb.Workload, g goal) progress {
 	case pb.DesiredState_DESIRED_DELETED:
 		p.failed, p.text = true, "it is being deleted"
 	default:
-		p.done = runsInFull(w, g) || awaitsUser(w)
-		p.lasting = !awaitsUser(w) && w.GetSpec().GetKind() != pb.WorkloadKind_JOB && st.GetDesired() > 0
+		p.done = runsInFull(w, g) || awaitsUser(w, g)
+		p.lasting = !awaitsUser(w, g) && w.GetSpec().GetKind() != pb.WorkloadKind_JOB && st.GetDesired() > 0
 		for _, r := range w.Replicas {
 			p.restarts += r.Restarts
 		}
@@ -96,13 +107,13 @@ func ofPresent(w *pb.Workload) bool {
 
 // follows reports whether there is an update under way; the first rollout of a
 // workload replaces nothing, and is through when everything runs.
-func follows(w *pb.Workload) bool {
+func follows(w *pb.Workload, g goal) bool {
 	r := w.GetRollout()
 	switch r.GetState() {
 	case pb.RolloutState_ROLLOUT_AWAITING_PROMOTION:
 		return ofPresent(w)
 	case pb.RolloutState_ROLLOUT_PROGRESSING:
-		return ofPresent(w) && r.Previous != ""
+		return ofPresent(w) && (r.Previous != "" || g.replaces || len(g.replaced) > 0)
 	case pb.RolloutState_ROLLOUT_ROLLED_BACK:
 		return ofPresent(w) && r.EndTime == nil
 	}
@@ -111,9 +122,9 @@ func follows(w *pb.Workload) bool {
 
 // awaitsUser reports whether all canaries are healthy, and somebody has to accept
 // them.
-func awaitsUser(w *pb.Workload) bool {
+func awaitsUser(w *pb.Workload, g goal) bool {
 	u := w.GetSpec().GetUpdate()
-	return follows(w) && w.Rollout.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && !u.GetAutoPromote() && w.Rollout.Canaries >= u.GetCanary() &&
+	return follows(w, g) && w.Rollout.State == pb.RolloutState_ROLLOUT_AWAITING_PROMOTION && !u.GetAutoPromote() && w.Rollout.Canaries >= u.GetCanary() &&
 		w.PromotedRevision != w.Revision
 }
 
@@ -143,7 +154,7 @@ func runsInFull(w *pb.Workload, g goal) bool {
 	if st.State != pb.State_RUNNING || st.Running < st.Desired || st.Updated < st.Desired {
 		return false
 	}
-	if follows(w) || g.rollout && w.Rollout.GetState() != pb.RolloutState_ROLLOUT_COMPLETED {
+	if follows(w, g) || g.rollout && w.Rollout.GetState() != pb.RolloutState_ROLLOUT_COMPLETED {
 		return false
 	}
 	// The status may be older than the last change of the number.

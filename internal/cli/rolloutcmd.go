@@ -76,7 +76,9 @@ func (p *page) rollout(w *pb.Workload, now time.Time) {
 	}
 	p.field("State", rolloutState(r.State))
 	p.field("Revision", r.Revision)
-	p.field("Before", r.Previous)
+	if r.Previous != r.Revision {
+		p.field("Before", r.Previous)
+	}
 	p.field("Taken back", r.FailedRevision)
 	p.field("Replicas", rolloutCounts(w))
 	p.field("Started", clock(r.StartTime, now))

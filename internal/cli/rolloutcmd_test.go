@@ -106,6 +106,12 @@ func TestProgressOfRollouts(t *testing.T) {
 		"the first of all, asked for itself": {change: func(w *pb.Workload) {
 			w.Rollout.State, w.Rollout.Previous = pb.RolloutState_ROLLOUT_PROGRESSING, ""
 		}, goal: goal{rollout: true}},
+		"the first of all, overtaken by this one": {change: func(w *pb.Workload) {
+			w.Rollout.State, w.Rollout.Previous = pb.RolloutState_ROLLOUT_PROGRESSING, ""
+		}, goal: goal{replaces: true}},
+		"the first of all, restarted": {change: func(w *pb.Workload) {
+			w.Rollout.State, w.Rollout.Previous = pb.RolloutState_ROLLOUT_PROGRESSING, ""
+		}, goal: goal{replaced: map[int32]int64{0: 1}}},
 		"canaries start": {change: func(w *pb.Workload) {
 			w.Rollout.State, w.Status.Updated = pb.RolloutState_ROLLOUT_AWAITING_PROMOTION, 0
 		}},
