@@ -513,14 +513,11 @@ func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, completed,
 		if n.Draining && n.DrainDeadline != nil && !m.now.Before(n.DrainDeadline.AsTime()) {
 			forced = true
 		}
-		if completed[key] && (a.Revision != w.Revision || a.RestartGeneration != w.RestartGeneration) {
-			continue
-		}
 		if !touched[key] {
 			left++
 			continue
 		}
-		if completed[key] && number >= wanted {
+		if completed[key] && (number >= wanted || a.Revision != w.Revision || a.RestartGeneration != w.RestartGeneration) {
 			continue // It has served its time.
 		}
 		ended++
