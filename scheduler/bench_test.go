@@ -183,11 +183,15 @@ func BenchmarkNothing(b *testing.B) {
 
 // BenchmarkPreempt is Decide alone, with Assume, where all nodes are full of work of
 // a low priority: 1,000 replicas that have to be made room for, or for which none can
-// be made.
+// be made; the latter also where it matters what else each node has.
 func BenchmarkPreempt(b *testing.B) {
 	for _, nodes := range []int{100, 1_000, 10_000} {
-		for _, hopeless := range []bool{false, true} {
-			b.Run(fmt.Sprintf("nodes=%d/hopeless=%v", nodes, hopeless), func(b *testing.B) {
+		for _, c := range []struct {
+			name               string
+			hopeless, choosier bool
+		}{{"hopeless=false", false, false}, {"hopeless=true", true, false}, {"hopeless=true/max_per_node", true, true}} {
+			b.Run(fmt.Sprintf("nodes=%d/%s", nodes, c.name), func(b *testing.B) {
+				hopeless := c.hopeless
 				p := fleet(b, nodes)
 				fill(b, p, nodes)
 				var busy time.Duration
@@ -197,6 +201,9 @@ func BenchmarkPreempt(b *testing.B) {
 					want.Spec.Priority, want.Spec.Resources.Cpu = proto.Int32(60), "8"
 					if hopeless {
 						want.Spec.Resources.Cpu = "100"
+					}
+					if c.choosier {
+						want.Spec.Placement.MaxPerNode = 1
 					}
 					feed(b, p, p.Revision()+1, model.WorkloadKey(id), want)
 					before := cpuTime(b)

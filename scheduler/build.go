@@ -383,6 +383,9 @@ func (b *builder) flush() {
 	}
 	b.d.plan.Steps = append(b.d.plan.Steps, *b.step)
 	b.step = nil
+	if n := len(b.d.departed); n > b.d.earlier {
+		b.d.earlier, b.run.ready = n, false
+	}
 	b.notes, b.leftovers = b.notes[:0], nil
 }
 

@@ -69,8 +69,8 @@ func Decide(p *Picture, now time.Time, opt Options) *Plan {
 		d.undo()
 	}
 	at := p.nextWake()
-	if p.config.Rebalance && p.rebalanceAt > now.UnixNano() && (at == 0 || p.rebalanceAt < at) {
-		at = p.rebalanceAt
+	if look := p.nextLook(); look > now.UnixNano() && (at == 0 || look < at) {
+		at = look
 	}
 	if at != 0 {
 		plan.Wake = time.Unix(0, at)
@@ -112,10 +112,10 @@ type decider struct {
 	// Lent to one run after another.
 	runStamp uint64
 	scratch  scratch
-	// Nodes to which replicas of the workload are brought, once for each.
-	planned []*node
-	// Nodes from which they go, likewise.
-	departed []*node
+	// Nodes to which replicas of the workload are brought, once for each, and from
+	// which they go; so many of the latter by steps that are complete.
+	planned, departed []*node
+	earlier           int
 }
 
 type saved struct {
@@ -208,7 +208,7 @@ func (d *decider) decide(w *workload) {
 	steps := len(d.plan.Steps)
 	b := &builder{d: d, w: w}
 	b.run = run{d: d, w: w}
-	d.planned, d.departed = d.planned[:0], d.departed[:0]
+	d.planned, d.departed, d.earlier = d.planned[:0], d.departed[:0], 0
 	switch {
 	case w.leaving, w.rewriting:
 	case w.want == nil || w.want.desired == pb.DesiredState_DESIRED_DELETED:
@@ -303,7 +303,7 @@ func (p *Picture) wakeAt(w *workload, at int64) {
 }
 
 // wakeForRoom wakes the waiting workloads for which there is room now on a node
-// that gained some.
+// that gained some, or can be made.
 func (p *Picture) wakeForRoom() {
 	newest := p.newest
 	p.newest = noPriority
@@ -312,7 +312,7 @@ func (p *Picture) wakeForRoom() {
 	}
 	if len(p.waiting.list) > 0 {
 		for _, w := range p.waiting.list {
-			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w.want.shape, p.freed)) {
+			if !p.dirty.has(w) && w.want != nil && (w.holdsBack() || w.want.priority-preemptionGap >= newest || p.fitsAny(w, p.freed)) {
 				p.touch(w)
 			}
 		}
@@ -331,10 +331,11 @@ func (p *Picture) wakeForRoom() {
 	p.freed = p.freed[:0]
 }
 
-func (p *Picture) fitsAny(s *shape, nodes []*node) bool {
+func (p *Picture) fitsAny(w *workload, nodes []*node) bool {
+	s, preempts := w.want.shape, p.mayPreempt(w)
 	p.prepare(s.filter)
 	for _, n := range nodes {
-		if n.open() && s.filter.accepts(n) && fits(n, s) {
+		if n.open() && s.filter.accepts(n) && (fits(n, s) || preempts && n.mayHold(w.want)) {
 			return true
 		}
 	}

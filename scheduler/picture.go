@@ -63,10 +63,11 @@ type Picture struct {
 	globals workloadSet
 	// Workloads of which a rollout goes on.
 	rolling workloadSet
-	// Something has changed since the load of nodes was last found to be even, or
-	// not to be changed; or it is to be looked at again at a time.
-	uneven      bool
-	rebalanceAt int64
+	// Something has changed since the load of nodes was last looked at; when it was
+	// found to be even, or not to be changed; when it is to be looked at again though
+	// nothing changes.
+	uneven                 bool
+	evenSince, rebalanceAt int64
 	// Steps that are assumed and neither committed nor refused.
 	assumed int
 	timers  timers

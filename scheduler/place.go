@@ -25,6 +25,9 @@ type run struct {
 	allowed []bitset
 	// A replica was placed that the next ones have to be near to.
 	gathered bool
+	// No room can be made for a replica, as of so many placements of the decision and
+	// one.
+	hopeless int
 	// The replica that is being moved.
 	lifted *replica
 	*scratch

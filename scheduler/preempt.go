@@ -133,6 +133,16 @@ func (n *node) mayFree(limit int32) amounts {
 	return sum
 }
 
+// mayHold reports whether a replica could fit on n at best if room were made for it.
+func (n *node) mayHold(w *want) bool {
+	most := n.mayFree(w.priority - preemptionGap)
+	for d := range most {
+		most[d] += n.free[d]
+	}
+	_, lacks := w.shape.needs.lacking(&most)
+	return !lacks
+}
+
 // countPriority keeps the number of workloads by priority that may make room.
 func (p *Picture) countPriority(w *workload, by int32) {
 	if w.want != nil && !w.want.protected {
@@ -189,7 +199,7 @@ func (b *builder) preempt(number int32, r *replica, avoid []string, on *node) (s
 		o, ok := b.offerOf(on, seed, nil)
 		return b.accept(o, ok)
 	}
-	if b.run.indifferent() && shape.hopelessStamp == b.d.stamp && w.want.priority <= shape.hopelessFor {
+	if b.run.hopeless == b.d.placements+1 || b.run.indifferent() && shape.hopelessStamp == b.d.stamp && w.want.priority <= shape.hopelessFor {
 		return spot{}, false
 	}
 	for _, l := range b.leftovers {
@@ -214,8 +224,11 @@ func (b *builder) preempt(number int32, r *replica, avoid []string, on *node) (s
 			break
 		}
 	}
-	if best == nil && b.run.indifferent() {
-		shape.hopelessStamp, shape.hopelessFor = b.d.stamp, w.want.priority
+	if best == nil {
+		b.run.hopeless = b.d.placements + 1
+		if b.run.indifferent() {
+			shape.hopelessStamp, shape.hopelessFor = b.d.stamp, w.want.priority
+		}
 	}
 	return b.accept(best, best != nil)
 }
@@ -259,14 +272,8 @@ func (b *builder) offerOf(n *node, seed uint64, avoid []string) (*offer, bool) {
 		return nil, false
 	}
 	limit, l := b.w.want.priority-preemptionGap, b.leftover(n)
-	if l == nil {
-		most := n.mayFree(limit)
-		for d := range most {
-			most[d] += n.free[d]
-		}
-		if _, lacks := b.w.want.shape.needs.lacking(&most); lacks {
-			return nil, false
-		}
+	if l == nil && !n.mayHold(b.w.want) {
+		return nil, false
 	}
 	var victims []*replica
 	coming := n.apart()
@@ -409,7 +416,6 @@ func (b *builder) dislodge(v *replica, who string) {
 	}
 	b.release(v)
 	b.d.victims[v] = b.step
-	b.d.appear(v.w, v.assignment.node, presence{settled: -v.settled()})
 	reason := &pb.Reason{
 		Code: pb.ReasonCode_PREEMPTED, Message: "made room for " + who + " on " + v.assignment.node.id, LastTransition: b.d.nowStamp, Retryable: true,
 	}
@@ -420,7 +426,10 @@ func (b *builder) dislodge(v *replica, who string) {
 		if t := v.retry; t != nil {
 			mod = t.mod
 			if t.revision == rec.Revision {
-				rec.Attempts, rec.FailedNodes = t.attempts, t.failedNodes
+				rec.Attempts, rec.FailedNodes, rec.Exhausted = t.attempts, t.failedNodes, t.exhausted
+			}
+			if rec.Exhausted {
+				rec.Reason = t.reason // It does not wait for room.
 			}
 		}
 		key := []byte(model.RetryKey(v.w.id, v.number))

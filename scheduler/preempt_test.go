@@ -57,7 +57,7 @@ func (w *world) checkVictims(step Step, before map[string]*pb.Assignment) {
 		came := false
 		for _, name := range sortedKeys(after) {
 			b := after[name]
-			came = came || b.WorkloadId == step.Workload && b.NodeId == a.NodeId && (before[name] == nil || before[name].NodeId != b.NodeId)
+			came = came || b.WorkloadId == step.Workload && b.NodeId == a.NodeId && (before[name] == nil || before[name].Generation != b.Generation)
 		}
 		if !came {
 			w.t.Fatalf("%s had to go from %s, and nothing of %s came", key, a.NodeId, step.Workload)

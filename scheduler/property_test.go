@@ -50,14 +50,18 @@ func TestProperties(t *testing.T) {
 			"commit":  func(*rapid.T) { m.commit(rapid.IntRange(0, 5).Draw(m.t, "steps")) },
 		})
 		m.commit(len(m.proposed))
+		m.calmDown()
 		m.converge()
 	})
 }
 
 func (m *machine) configure() {
+	// What was proposed before is not bound by it.
+	m.commit(len(m.proposed))
 	m.put(model.SchedulerKey, &pb.SchedulerConfig{
 		Rebalance: rapid.Bool().Draw(m.t, "rebalance"), RebalanceMoves: rapid.Int32Range(1, 5).Draw(m.t, "moves"),
 		RebalanceIntervalSeconds: 60, RebalanceThreshold: rapid.Int32Range(1, 30).Draw(m.t, "threshold"),
+		NoPreemption: rapid.IntRange(0, 3).Draw(m.t, "patient") == 0,
 	})
 }
 
@@ -79,7 +83,7 @@ func (m *machine) changeANode() {
 		m.changeNode(id, func(n *pb.Node) { equipNode(m.t, n, scale) })
 		return
 	}
-	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool"}).Draw(m.t, "what") {
+	switch rapid.SampledFrom([]string{"lose", "lose", "return", "return", "drain", "uncordon", "cordon", "label", "forget", "grow", "unwell", "taint", "pool", "gear"}).Draw(m.t, "what") {
 	case "lose":
 		m.lose(id)
 	case "return":
@@ -120,6 +124,14 @@ func (m *machine) changeANode() {
 		m.changeNode(id, func(n *pb.Node) { n.Pool = rapid.SampledFrom([]string{"", "default", "gpu"}).Draw(m.t, "pool") })
 	case "grow":
 		m.changeNode(id, func(n *pb.Node) { n.Capacity.CpuMillis += 500 })
+	case "gear":
+		m.changeNode(id, func(n *pb.Node) {
+			if len(n.Devices) == 0 {
+				equipNode(m.t, n, 1)
+				return
+			}
+			n.Devices[0].Ids = append(n.Devices[0].Ids, fmt.Sprint("x", len(n.Devices[0].Ids)))
+		})
 	case "forget":
 		n := &pb.Node{}
 		if m.load(model.NodeKey(id), n) && n.State == pb.NodeState_NOT_READY {
@@ -344,6 +356,7 @@ func (m *machine) decide() {
 	}
 	if len(m.proposed) == 0 {
 		p := m.rebuilt()
+		p.evenSince = m.picture.evenSince // it is how often it looks, not at what
 		fresh := Decide(p, m.now, m.opt)
 		if a, b := dump(m.picture), dump(p); a != b {
 			m.t.Fatalf("the picture differs from one that is built anew:\n%s\n%s", a, b)
@@ -507,6 +520,9 @@ func (m *machine) checkDisruption(w *pb.Workload, held bool, serving, completed,
 			left++
 			continue
 		}
+		if completed[key] && number >= wanted {
+			continue // It has served its time.
+		}
 		ended++
 		has := n.UserLabels["zone"]
 		if has == "" {
@@ -557,6 +573,34 @@ func (m *machine) checkExclusive() {
 			where[key] = id
 		}
 	}
+}
+
+// calmDown demands that in whatever state it is, a cluster in which nothing happens
+// but what agents do at once comes to rest: nothing is decided any more, and nothing
+// is to be looked at again.
+func (m *machine) calmDown() {
+	const patience = 400
+	for range patience {
+		plan := m.settle(nil)
+		m.checkExclusive()
+		before := m.revision
+		m.agents()
+		m.checkExclusive()
+		switch {
+		case m.revision != before:
+		case plan.Wake.IsZero():
+			// Nobody waits for nothing but to be looked at.
+			p := m.rebuilt()
+			p.evenSince = m.picture.evenSince
+			if more := planText(m.world, Decide(p, m.now, m.opt)); more != "" {
+				m.t.Fatalf("a picture that is built anew finds something to do:\n%s\n%s", more, dump(p))
+			}
+			return
+		default:
+			m.now = plan.Wake
+		}
+	}
+	m.t.Fatalf("no calm:\n%s", dump(m.picture))
 }
 
 // converge heals everything and demands that the cluster comes to rest with

@@ -22,6 +22,10 @@ func wasRebalanced(a *pb.Assignment) bool {
 // the one to be moved included.
 const mostLooks = 50_000
 
+// lookPause is how long after a look that moved nothing the next one is: it costs what
+// the cluster is large, whatever small thing has changed.
+const lookPause = 10 * time.Second
+
 // rebalance moves a few replicas from nodes that are much fuller than others, when
 // there is nothing else to do. It ends by itself: a move takes a node that is fuller
 // than the two nodes are afterwards, so that the fullness of all nodes, the fullest
@@ -31,16 +35,22 @@ func (d *decider) rebalance() {
 	if !p.mayRebalance(d.nano) {
 		return
 	}
-	p.uneven, p.rebalanceAt = true, 0
+	p.uneven, p.rebalanceAt = false, 0
+	if !d.calm() {
+		return
+	}
 	full := d.fullest()
 	moves := 0
-	if len(full) > 0 && d.calm() {
+	if len(full) > 0 {
 		moves = d.movesLeft()
 	}
 	d.leaving = map[*node]amounts{}
 	moved := map[*workload]bool{}
 	looks := 0
 	for _, n := range full {
+		if moves == 0 || looks >= mostLooks {
+			break
+		}
 		var last *workload
 		for _, r := range byName(n.assigned) {
 			if moves == 0 || looks >= mostLooks {
@@ -62,13 +72,28 @@ func (d *decider) rebalance() {
 			}
 		}
 	}
-	p.uneven = len(d.plan.Steps) > 0
+	if p.uneven = len(d.plan.Steps) > 0; !p.uneven {
+		p.evenSince = d.nano
+	}
 }
 
 // mayRebalance reports whether the load may have become uneven since it was looked
 // at: in a cluster where nothing happens it is looked at once.
 func (p *Picture) mayRebalance(now int64) bool {
-	return p.config.Rebalance && (p.uneven || p.rebalanceAt != 0 && p.rebalanceAt <= now)
+	at := p.nextLook()
+	return at != 0 && at <= now
+}
+
+// nextLook is when the load is to be looked at; 0: not until something changes.
+func (p *Picture) nextLook() int64 {
+	at := p.rebalanceAt
+	switch soon := p.evenSince + int64(lookPause); {
+	case !p.config.Rebalance:
+		return 0
+	case p.uneven && (at == 0 || soon < at):
+		return soon
+	}
+	return at
 }
 
 // fullest are the open nodes that are fuller than the emptiest by the threshold,

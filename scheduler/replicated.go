@@ -368,6 +368,9 @@ func (b *builder) move(r *replica, to spot, why string, kind pb.EventType) {
 	verb, explanation := verbMoved, b.run.explain(&to)+"; "+why
 	if to.node == from {
 		verb, explanation = verbReplaced, "where it was; "+why
+		if len(to.victims) > 0 {
+			explanation = "where it was, " + b.run.explain(&to) + "; " + why
+		}
 	}
 	b.assign(r.number, r, to, explanation)
 	b.say(note{kind: kind, verb: verb, why: why, number: r.number, node: to.node.id})

@@ -458,6 +458,11 @@ func (s *run) count() {
 				t.counts[v] += int32(n.runCount)
 			}
 		}
+		for _, n := range s.d.departed[s.d.earlier:] {
+			if v := sp.valueOf(n); v >= 0 {
+				t.counts[v]--
+			}
+		}
 		if sp.skew == 0 {
 			continue
 		}
@@ -496,7 +501,8 @@ func (s *run) eachSure(do func(n *node, d int32)) {
 	}
 }
 
-// depart notes that a replica of the workload goes from n.
+// depart notes that a replica of the workload goes from n. For later steps it counts
+// there, for they may be carried out though this one is refused.
 func (s *run) depart(n *node) {
 	s.d.departed = append(s.d.departed, n)
 	if !s.ready {
@@ -504,12 +510,21 @@ func (s *run) depart(n *node) {
 	}
 	for i := range s.layout.spreads {
 		sp, t := &s.layout.spreads[i], &s.tallies[i]
-		if v := sp.valueOf(n); v >= 0 && sp.skew > 0 {
-			t.sure[v]--
-			t.findLeast()
-			for c := range s.berths {
-				s.rescore(int32(c))
+		v := sp.valueOf(n)
+		if v < 0 {
+			continue
+		}
+		t.counts[v]--
+		if sp.skew == 0 {
+			for _, c := range sp.cohorts[v] {
+				s.rescore(c)
 			}
+			continue
+		}
+		t.sure[v]--
+		t.findLeast()
+		for c := range s.berths {
+			s.rescore(int32(c))
 		}
 	}
 }

@@ -121,6 +121,7 @@ func (t *Trial) Ask(workload string) { t.concerned[workload] = true }
 // looked at: nobody else is there.
 func (t *Trial) Commit(txn *pb.Txn) {
 	t.later = false
+	t.picture.evenSince = 0 // Time hardly passes here.
 	for _, op := range txn.GetSuccess() {
 		key := string(op.GetRequestPut().GetKey())
 		if id, _, ok := model.SplitKey(model.WorkloadsPrefix, key); ok {

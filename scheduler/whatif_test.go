@@ -281,12 +281,14 @@ func TestTrialProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &machine{world: newWorld(t), t: t}
 		t.Repeat(map[string]func(*rapid.T){
-			"":      func(t *rapid.T) { m.t, m.world.t = t, t },
-			"node":  func(*rapid.T) { m.changeANode() },
-			"spec":  func(*rapid.T) { m.changeAWorkload() },
-			"agent": func(*rapid.T) { m.catchUp(m.aNode()) },
-			"fail":  func(*rapid.T) { m.failSomething() },
-			"rest":  func(*rapid.T) { m.settle(nil) },
+			"":       func(t *rapid.T) { m.t, m.world.t = t, t },
+			"node":   func(*rapid.T) { m.changeANode() },
+			"spec":   func(*rapid.T) { m.changeAWorkload() },
+			"config": func(*rapid.T) { m.configure() },
+			"time":   func(*rapid.T) { m.now = m.now.Add(time.Duration(rapid.IntRange(1, 40).Draw(m.t, "s")) * time.Second) },
+			"agent":  func(*rapid.T) { m.catchUp(m.aNode()) },
+			"fail":   func(*rapid.T) { m.failSomething() },
+			"rest":   func(*rapid.T) { m.settle(nil) },
 		})
 		m.see()
 		picture, keys := dump(m.picture), maps.Clone(m.kvs)

@@ -200,3 +200,18 @@ func checkFiles(nodes int) error {
 	}
 	return nil
 }
+
+// giveWay lets the servers, which run already, have the processors before the
+// agents, which are threads of this process. In truth they have machines of their
+// own; starved by thousands of agents they would hold elections for want of time.
+// Without /proc, or the right to, all share alike.
+func giveWay() {
+	const lower = 10
+	threads, _ := os.ReadDir("/proc/self/task")
+	for _, t := range threads {
+		if id, err := strconv.Atoi(t.Name()); err == nil {
+			// Threads that come later take it from those that make them.
+			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, lower)
+		}
+	}
+}

@@ -133,6 +133,7 @@ func (s *simulation) run(ctx context.Context) (err error) {
 	defer s.api.close()
 	phase.end()
 
+	giveWay()
 	phase = s.begin("agents attached")
 	s.Progress("attaching %d agents", s.Nodes)
 	if err := s.fleet.start(ctx); err != nil {
