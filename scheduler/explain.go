@@ -129,6 +129,7 @@ func (p *Picture) explainLines(w *workload, waiting int) []string {
 	if w.want.kind == pb.WorkloadKind_GLOBAL && p.waiting.has(w) {
 		lines = p.explainGlobal(r)
 	} else if waiting > 0 || p.waiting.has(w) {
+		lines = append(lines, p.explainStranded(w)...)
 		causes := p.causes(r)
 		var refusing int
 		for _, c := range causes {

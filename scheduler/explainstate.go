@@ -48,6 +48,29 @@ func (p *Picture) explainState(w *workload, state pb.State) string {
 	return fmt.Sprintf("%s: %d of %d running", word, w.status.Running, w.status.Desired)
 }
 
+// explainStranded says how many replicas have to leave their nodes and wait for a
+// place elsewhere.
+func (p *Picture) explainStranded(w *workload) []string {
+	f := w.want.shape.filter
+	p.prepare(f)
+	stranded := 0
+	var nodes []string
+	for _, r := range w.replicas {
+		n := r.assignment.node
+		if r.assignment.mod == 0 || r.reported() == pb.State_COMPLETED || !n.lost() && !n.drains() && f.allows(n) {
+			continue
+		}
+		stranded++
+		if !slices.Contains(nodes, n.id) {
+			nodes = append(nodes, n.id)
+		}
+	}
+	if stranded == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s to leave %s; there is no other place", counted(stranded, "replica has", "replicas have"), named(nodes))}
+}
+
 // named lists ids, sorted, as far as anybody would read.
 func named(ids []string) string {
 	slices.Sort(ids)

@@ -585,9 +585,25 @@ func TestRunWorkload(t *testing.T) {
 	if txn, _, err := RunWorkload(w.view(), &pb.WorkloadRequest{Id: "sum"}, w.meta()); txn != nil || err == nil {
 		t.Errorf("%v, %v", txn, err)
 	}
+	// Where a new one replaces what goes on, that is deleted, once.
+	w.apply(job + ", concurrency: replace}}")
+	for range 2 {
+		if _, err := run("sum"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, want := range map[string]pb.DesiredState{
+		"sum-29892240-1": pb.DesiredState_DESIRED_RUNNING, "sum-29892240-2": pb.DesiredState_DESIRED_DELETED,
+		"sum-29892240-3": pb.DesiredState_DESIRED_DELETED, "sum-29892240-4": pb.DesiredState_DESIRED_RUNNING,
+	} {
+		stored := &pb.Workload{}
+		if _, ok, err := Load(w.view(), WorkloadKey(id), stored); !ok || err != nil || stored.Spec.DesiredState != want {
+			t.Errorf("%s: %v, %v; want %v", id, stored.GetSpec().GetDesiredState(), err, want)
+		}
+	}
 	// Where they may be beside each other there are names for a few in each minute.
 	w.apply(job + ", concurrency: allow}}")
-	for range runsPerMinute - 2 {
+	for range runsPerMinute - 4 {
 		if _, err := run("sum"); err != nil {
 			t.Fatal(err)
 		}

@@ -242,14 +242,13 @@ func RunWorkload(v Reader, req *pb.WorkloadRequest, m Meta) (*pb.Txn, *pb.Worklo
 	case parent.Spec.DesiredState == pb.DesiredState_DESIRED_STOPPED:
 		return nil, nil, refuse(codes.FailedPrecondition, "workload %q is stopped; start it first", req.Id)
 	}
-	if parent.Spec.Schedule.Concurrency == pb.Schedule_FORBID {
-		other, err := runThatGoesOn(v, req.Id)
-		if err != nil {
-			return nil, nil, err
-		}
-		if other != "" {
-			return nil, nil, refuse(codes.FailedPrecondition, "run %q goes on, and the schedule of %q forbids another one beside it", other, req.Id)
-		}
+	others, err := runsThatGoOn(v, req.Id)
+	if err != nil {
+		return nil, nil, err
+	}
+	concurrency := parent.Spec.Schedule.Concurrency
+	if concurrency == pb.Schedule_FORBID && len(others) > 0 {
+		return nil, nil, refuse(codes.FailedPrecondition, "run %q goes on, and the schedule of %q forbids another one beside it", others[0].Spec.Id, req.Id)
 	}
 	id, err := freeRunID(v, req.Id, m.Now)
 	if err != nil {
@@ -270,7 +269,26 @@ func RunWorkload(v Reader, req *pb.WorkloadRequest, m Meta) (*pb.Txn, *pb.Worklo
 	txn.Compare = append(txn.Compare, Unchanged(key, read), Unchanged(statusKey, statusMod))
 	txn.Success = append(txn.Success, Put(key, parent, 0),
 		m.event(&pb.Event{Type: pb.EventType_RUN_STARTED, WorkloadId: req.Id, Message: "run " + id + " asked for"}))
+	if concurrency == pb.Schedule_REPLACE {
+		replaceRuns(txn, others, id, m)
+	}
 	return txn, run, nil
+}
+
+// replaceRuns deletes those that go on, for the sake of a new one.
+func replaceRuns(txn *pb.Txn, others []*pb.Workload, id string, m Meta) {
+	for i, other := range others {
+		if deleting(other) {
+			continue
+		}
+		other.Spec.DesiredState = pb.DesiredState_DESIRED_DELETED
+		// Events of one transaction need ids of their own.
+		each := m
+		each.NewID = fmt.Sprintf("%s-%d", m.NewID, i)
+		deletion := changeWorkload(other, each, pb.EventType_WORKLOAD_DELETED, "run "+other.Spec.Id+" is deleted: "+id+" replaces it")
+		txn.Compare = append(txn.Compare, deletion.Compare...)
+		txn.Success = append(txn.Success, deletion.Success...)
+	}
 }
 
 func freeRunID(v Reader, parent string, now time.Time) (string, error) {
@@ -295,6 +313,7 @@ func Runs(v Reader, parent string) ([]*pb.Workload, error) {
 			return nil, err
 		}
 		if w.Parent == parent {
+			w.ResourceVersion = kv.ModRevision
 			runs = append(runs, w)
 		}
 	}
@@ -302,19 +321,20 @@ func Runs(v Reader, parent string) ([]*pb.Workload, error) {
 	return runs, nil
 }
 
-func runThatGoesOn(v Reader, parent string) (string, error) {
+func runsThatGoOn(v Reader, parent string) ([]*pb.Workload, error) {
 	runs, err := Runs(v, parent)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	var going []*pb.Workload
 	for _, run := range runs {
 		s := &pb.WorkloadStatus{}
 		if _, _, err := Load(v, WorkloadStatusKey(run.Spec.Id), s); err != nil {
-			return "", err
+			return nil, err
 		}
 		if GoesOn(s) {
-			return run.Spec.Id, nil
+			going = append(going, run)
 		}
 	}
-	return "", nil
+	return going, nil
 }
