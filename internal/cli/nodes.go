@@ -179,7 +179,10 @@ runs has to leave, too). Workloads with a matching toleration do not mind.`,
 				if err != nil {
 					return about("node", args[0], err)
 				}
-				return a.nodeDone(n, "has taints "+cellText(taintsText(n)))
+				if taints := taintsText(n); taints != "" {
+					return a.nodeDone(n, "has taints "+taints)
+				}
+				return a.nodeDone(n, "has no taints")
 			})
 		},
 	}

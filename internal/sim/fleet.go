@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/persys-dev/persys/agent"
 	"github.com/persys-dev/persys/internal/pki"
@@ -29,6 +31,10 @@ const (
 	certificateTTL                = 24 * time.Hour
 	// Of a connection, in place of 32 KiB: thousands of them are in one process.
 	bufferSize = 4 << 10
+	// How long a server may leave a connection without an answer. A real agent takes
+	// 3 s for a sign that the other end is gone; here thousands share the processors
+	// with the servers, and reconnecting would make that worse.
+	patience = time.Minute
 )
 
 // fleet is the agents, and what they are told to run.
@@ -119,6 +125,8 @@ func (f *fleet) attach(starting, ctx context.Context, m *member, i int, own *pki
 	source := &net.TCPAddr{IP: net.ParseIP(f.servers.address(1+i/agentsPerAddress, 1+i%agentsPerAddress))}
 	dialer := &net.Dialer{LocalAddr: source}
 	connections := server.NewAgentConnections(own, grpc.WithReadBufferSize(bufferSize), grpc.WithWriteBufferSize(bufferSize),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: patience, Timeout: patience, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: patience}),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "tcp", address)
 		}))
